@@ -1,0 +1,20 @@
+//! The decisions of callsign, without I/O
+//!
+//! This crate decides; `callsign` does. It has no task, no socket and no clock of its own: `now` and the
+//! random source are arguments, so every rule can be tested without waiting.
+//!
+//! | module | decides |
+//! | --- | --- |
+//! | [`policy`] | which endpoint takes a call |
+//! | [`load`] | what is known of an endpoint's load |
+//! | [`streams`] | whether a connection has room for one more stream |
+//! | [`backoff`] | when to try again |
+//! | [`keepalive`] | when to ask a silent peer whether it lives, and when to give it up |
+
+pub mod policy;
+
+pub mod load;
+pub mod streams;
+
+pub mod backoff;
+pub mod keepalive;

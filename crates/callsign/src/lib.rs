@@ -1,0 +1,2 @@
+//! Call a gRPC service by its name
+pub mod instance;
