@@ -1,1 +1,3 @@
-//! empty for now
+//! What the suites share
+
+pub mod etcd;
