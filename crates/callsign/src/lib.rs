@@ -1,2 +1,8 @@
 //! Call a gRPC service by its name
+
 pub mod instance;
+
+mod connection;
+mod replay;
+
+mod error;
