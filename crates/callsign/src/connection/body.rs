@@ -34,6 +34,11 @@ impl Incoming {
     pub(super) fn new(stream: OpenStream, body: RecvStream, pump: Option<Pump>) -> Self {
         Self { open: Some(Open { stream, _pump: pump, body, data_ended: false }) }
     }
+
+    /// Ends the call now, unless it has ended
+    pub(crate) fn cancel(&mut self) {
+        self.open = None;
+    }
 }
 
 impl Open {

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, futures::Notified};
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     notify: Notify,
+    news: Notify,
     waiting: AtomicUsize,
 }
 
@@ -31,13 +32,19 @@ impl Waiters {
         }
     }
 
+    /// Completes at the next [`wake_all`](Self::wake_all), for those who wait for news and not for room
+    pub(crate) fn news(&self) -> Notified<'_> {
+        self.news.notified()
+    }
+
     /// There may be room for many, or news for all
     pub(crate) fn wake_all(&self) {
         self.notify.notify_waiters();
+        self.news.notify_waiters();
     }
 }
 
-/// One who waits; dropping it leaves
+/// One who waits for room; dropping it leaves
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     waiters: &'a Waiters,
