@@ -25,8 +25,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-pub use self::{feed::Update, name::ServiceNameError};
 pub(crate) use self::{feed::Subscription, name::ServiceName};
+pub use self::{feed::Update, name::ServiceError};
 use self::{lane::Lane, pace::Pace, request::RequestError};
 use crate::instance::{Address, AddressError};
 
@@ -59,7 +59,10 @@ impl Etcd {
         let etcd = Self::connect_lazy(options)?;
         match etcd.until_answered(deadline).await {
             Ok(()) => Ok(etcd),
-            Err(error) => Err(EtcdError::Unreachable { hosts: Hosts(etcd.hosts()).to_string(), cause: error.to_string() }),
+            Err(error) => Err(EtcdError::Unreachable {
+                hosts: Hosts(etcd.hosts()).to_string(),
+                cause: error.to_string(),
+            }),
         }
     }
 
@@ -101,7 +104,8 @@ impl Etcd {
         loop {
             pace.on_attempt();
             let left = deadline.saturating_duration_since(Instant::now()).min(lane::REQUEST);
-            let status = |client: etcd_client::Client| async move { client.maintenance_client().status().await };
+            let status =
+                |client: etcd_client::Client| async move { client.maintenance_client().status().await };
             let Err(error) = self.kv().request(left, status).await else { return Ok(()) };
             // Waiting changes nothing about a refusal.
             if error.is_refusal() || timeout_at(deadline, pace.after(&error)).await.is_err() {
@@ -215,7 +219,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_unreachable_cluster_is_named_with_its_last_cause() {
         // Port 1 of the loopback refuses; the clock runs on by itself while the backoff waits.
-        let error = Etcd::connect(EtcdOptions::new(["127.0.0.1:1", "localhost:1"])).await.unwrap_err().to_string();
+        let error =
+            Etcd::connect(EtcdOptions::new(["127.0.0.1:1", "localhost:1"])).await.unwrap_err().to_string();
         assert!(error.contains("127.0.0.1:1, localhost:1") && error.contains("refused"), "{error}");
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 
 use self::{coalesce::Coalesce, warned::Warned};
 use super::{
-    ServiceName, entry,
+    Hosts, ServiceName, entry,
     entry::Entry,
     feed::{Feed, Source, Subscription},
     lane::Lane,
@@ -51,6 +51,17 @@ pub enum DiscoveryState {
         /// Why the watch ended, or why it could not be opened again
         cause: String,
     },
+}
+
+impl DiscoveryState {
+    /// Why there is no list of instances, if there is none
+    pub(crate) fn missing_list(&self) -> Option<String> {
+        match self {
+            Self::Listing { cause: Some(cause) } => Some(cause.clone()),
+            Self::Listing { cause: None } => Some("etcd has not answered yet".to_owned()),
+            Self::Watching { .. } | Self::Resuming { .. } => None,
+        }
+    }
 }
 
 /// A list repairs what a lost event broke: servers before 3.4.42 have several bugs that lose one.
@@ -152,7 +163,8 @@ impl Discovery {
                 Phase::Resuming { next: revision + 1 }
             }
             Err(error) => {
-                self.report(DiscoveryState::Listing { cause: Some(error.to_string()) });
+                let cause = format!("{error} (etcd hosts: {})", Hosts(self.lane.hosts()));
+                self.report(DiscoveryState::Listing { cause: Some(cause) });
                 self.pace.after(&error).await;
                 Phase::Listing
             }
@@ -204,7 +216,11 @@ impl Discovery {
         let cause = error.to_string();
         // What etcd refuses in band it would refuse again; a list says why, or finds where to go on.
         let resume = error.is_of_host();
-        self.report(if resume { DiscoveryState::Resuming { cause } } else { DiscoveryState::Listing { cause: Some(cause) } });
+        self.report(if resume {
+            DiscoveryState::Resuming { cause }
+        } else {
+            DiscoveryState::Listing { cause: Some(cause) }
+        });
         // After a compaction etcd is well, and the list paces itself.
         if !error.is_compacted() {
             self.pace.after(error).await;
@@ -267,10 +283,15 @@ impl Discovery {
             (_, Watching { revision }) => {
                 tracing::info!(%service, revision, instances = self.feed.len(), "watching");
             }
-            (Watching { .. } | Listing { cause: None }, Listing { cause: Some(cause) } | Resuming { cause }) => {
+            (
+                Watching { .. } | Listing { cause: None },
+                Listing { cause: Some(cause) } | Resuming { cause },
+            ) => {
                 tracing::warn!(%service, %cause, "discovery is interrupted; the last known instances stay in use");
             }
-            (_, Listing { cause: Some(cause) } | Resuming { cause }) => tracing::debug!(%service, %cause, "trying again"),
+            (_, Listing { cause: Some(cause) } | Resuming { cause }) => {
+                tracing::debug!(%service, %cause, "trying again")
+            }
             (_, Listing { cause: None }) => {}
         }
         self.state.send_replace(state);

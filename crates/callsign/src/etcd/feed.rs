@@ -270,7 +270,11 @@ mod tests {
         put(&feed, instance("a", 501));
         put(&feed, instance("a", 502));
         assert_eq!(next(&mut slow), Some(Update::Reset(vec![instance("a", 502)])));
-        assert_eq!(next(&mut late), Some(Update::Reset(vec![instance("a", 502)])), "who comes late starts with the set");
+        assert_eq!(
+            next(&mut late),
+            Some(Update::Reset(vec![instance("a", 502)])),
+            "who comes late starts with the set"
+        );
         assert_eq!((next(&mut slow), next(&mut late)), (None, None));
     }
 

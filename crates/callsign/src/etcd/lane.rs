@@ -85,7 +85,11 @@ impl Lane {
     }
 
     /// Asks the current host once; a failure that is the host's moves the lane
-    pub(crate) async fn request<T, F>(&self, limit: Duration, ask: impl FnOnce(Client) -> F) -> Result<T, RequestError>
+    pub(crate) async fn request<T, F>(
+        &self,
+        limit: Duration,
+        ask: impl FnOnce(Client) -> F,
+    ) -> Result<T, RequestError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -115,7 +119,9 @@ impl Lane {
             attempt().await
         };
         let settled = timeout(limit, attempts).await;
-        settled.unwrap_or_else(|_| Err(last.unwrap_or_else(|| RequestError::timeout(self.link().host(), "the request"))))
+        settled.unwrap_or_else(|_| {
+            Err(last.unwrap_or_else(|| RequestError::timeout(self.link().host(), "the request")))
+        })
     }
 
     /// Moves on if `answer` blames the host of `link`
@@ -154,7 +160,11 @@ impl Link {
     }
 
     /// Asks this host, for at most `limit`
-    pub(crate) async fn ask<T, F>(&self, limit: Duration, ask: impl FnOnce(Client) -> F) -> Result<T, RequestError>
+    pub(crate) async fn ask<T, F>(
+        &self,
+        limit: Duration,
+        ask: impl FnOnce(Client) -> F,
+    ) -> Result<T, RequestError>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -197,7 +207,8 @@ struct Wire {
 impl Wire {
     async fn call(&self, mut request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         // Those who wait for the dial share its failure; dialling again is the next link's.
-        let connection = self.dialled.get_or_init(|| dial(&self.host)).await.as_ref().map_err(Clone::clone)?;
+        let connection =
+            self.dialled.get_or_init(|| dial(&self.host)).await.as_ref().map_err(Clone::clone)?;
         let sender = connection.sender().clone();
         *request.uri_mut() = self.uri(request.uri());
         sender.call(request).await
@@ -219,7 +230,8 @@ impl Wire {
 }
 
 async fn dial(host: &Address) -> Result<Connection, Status> {
-    let config = connection::Config { connect_timeout: CONNECT, keep_alive: KEEP_ALIVE };
+    let config =
+        connection::Config { connect_timeout: CONNECT, keep_alive: KEEP_ALIVE, waiters: Arc::default() };
     let dialled = connection::connect(host, &config).await;
     let (connection, driver) = dialled.map_err(|error| Status::unavailable(error.to_string()))?;
     // Ends when the connection is dropped with its link and the open streams have ended, or when the peer is dead.

@@ -9,9 +9,9 @@ use std::{fmt, sync::Arc};
 pub(crate) struct ServiceName(Arc<str>);
 
 impl ServiceName {
-    pub(crate) fn parse(name: impl Into<String>) -> Result<Self, ServiceNameError> {
+    pub(crate) fn parse(name: impl Into<String>) -> Result<Self, ServiceError> {
         let name = name.into();
-        let error = |reason| ServiceNameError { name: name.escape_debug().to_string(), reason };
+        let error = |reason| ServiceError { name: name.escape_debug().to_string(), reason };
         if name.is_empty() {
             return Err(error("it is empty"));
         }
@@ -22,10 +22,6 @@ impl ServiceName {
             return Err(error("it contains control characters"));
         }
         Ok(Self(name.into()))
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
     }
 
     /// The key of one instance
@@ -52,7 +48,7 @@ impl fmt::Display for ServiceName {
 /// The name was refused before anything was sent; use another one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bad service name \"{name}\": {reason}")]
-pub struct ServiceNameError {
+pub struct ServiceError {
     name: String,
     reason: &'static str,
 }
@@ -69,9 +65,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_prefix_says_why() {
-        for (name, reason) in
-            [("", "empty"), ("/a", "slash"), ("a/", "slash"), ("/", "slash"), ("a\nb", "control"), ("\0", "control")]
-        {
+        for (name, reason) in [
+            ("", "empty"),
+            ("/a", "slash"),
+            ("a/", "slash"),
+            ("/", "slash"),
+            ("a\nb", "control"),
+            ("\0", "control"),
+        ] {
             let error = ServiceName::parse(name).unwrap_err().to_string();
             assert!(error.contains(reason), "{name:?}: {error}");
             assert!(!error.contains('\n'), "control characters are escaped");

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use self::machine::Machine;
-use super::{Etcd, ServiceName, ServiceNameError, request::RequestError};
+use super::{Etcd, ServiceError, ServiceName, request::RequestError};
 use crate::instance::Address;
 
 /// Where a registration stands
@@ -96,7 +96,13 @@ pub struct Registration {
 impl Registration {
     /// A registration of `address` as an instance of `service`
     pub fn builder(etcd: &Etcd, service: impl Into<String>, address: Address) -> RegistrationBuilder {
-        RegistrationBuilder { etcd: etcd.clone(), service: service.into(), address, id: None, ttl: Duration::from_secs(15) }
+        RegistrationBuilder {
+            etcd: etcd.clone(),
+            service: service.into(),
+            address,
+            id: None,
+            ttl: Duration::from_secs(15),
+        }
     }
 
     /// Where it stands now, and each change
@@ -216,7 +222,7 @@ fn seconds(ttl: Duration) -> Result<i64, RegisterError> {
 pub enum RegisterError {
     /// The service's name cannot be a key: use another one
     #[error(transparent)]
-    Service(#[from] ServiceNameError),
+    Service(#[from] ServiceError),
     /// The id is not positive: use a positive number, or none
     #[error("the instance id {id} is not positive")]
     Id {
@@ -267,7 +273,10 @@ mod tests {
     fn bad_input_is_refused_before_any_network_call() {
         assert!(matches!(builder("a/").start(), Err(RegisterError::Service(_))));
         assert!(matches!(builder("a").id(0).start(), Err(RegisterError::Id { id: 0 })));
-        assert!(matches!(builder("a").ttl(Duration::from_millis(1999)).start(), Err(RegisterError::Ttl { .. })));
+        assert!(matches!(
+            builder("a").ttl(Duration::from_millis(1999)).start(),
+            Err(RegisterError::Ttl { .. })
+        ));
         let unbound = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
         let builder = RegistrationBuilder { address: unbound, ..builder("a") };
         assert!(matches!(builder.start(), Err(RegisterError::Port { .. })));

@@ -108,7 +108,8 @@ fn classify(status: &tonic::Status) -> Kind {
 
 fn describe(status: &tonic::Status) -> String {
     // A gRPC server of another kind says the first, an HTTP/2 server that speaks no gRPC the second.
-    let foreign = status.code() == Code::Unimplemented || status.message().contains("grpc-status header missing");
+    let foreign =
+        status.code() == Code::Unimplemented || status.message().contains("grpc-status header missing");
     let hint = if foreign { "this is not an etcd: " } else { "" };
     let message = if status.message().is_empty() { status.code().description() } else { status.message() };
     format!("{hint}{message}")
@@ -153,10 +154,17 @@ mod tests {
 
     #[test]
     fn a_canceled_watch_tells_compaction_from_refusal() {
-        let canceled = |revision, reason| RequestError::canceled(&"h:1".parse().unwrap(), revision, reason).kind;
+        let canceled =
+            |revision, reason| RequestError::canceled(&"h:1".parse().unwrap(), revision, reason).kind;
         assert_eq!(canceled(7, ""), Kind::Compacted);
-        assert_eq!(canceled(0, "rpc error: code = PermissionDenied desc = etcdserver: permission denied"), Kind::Refused);
-        assert_eq!(canceled(0, "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"), Kind::Refused);
+        assert_eq!(
+            canceled(0, "rpc error: code = PermissionDenied desc = etcdserver: permission denied"),
+            Kind::Refused
+        );
+        assert_eq!(
+            canceled(0, "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"),
+            Kind::Refused
+        );
         assert_eq!(canceled(0, "etcdserver: watcher was closed"), Kind::Other);
     }
 

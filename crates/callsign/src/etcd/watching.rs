@@ -24,7 +24,11 @@ impl Watch {
     /// Opens a watch and waits until etcd has confirmed it; also tells the revision of the member that did
     ///
     /// The revision is not what has been delivered: history still follows.
-    pub(crate) async fn open(lane: &Lane, key: &str, options: WatchOptions) -> Result<(Self, i64), RequestError> {
+    pub(crate) async fn open(
+        lane: &Lane,
+        key: &str,
+        options: WatchOptions,
+    ) -> Result<(Self, i64), RequestError> {
         let link = lane.link();
         let opened = link.ask(REQUEST, |client| async move {
             let mut watches = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
@@ -44,9 +48,11 @@ impl Watch {
     /// The next message; cancel safe
     pub(crate) async fn next(&mut self) -> Result<WatchResponse, RequestError> {
         let message = match self.stream.message().await {
-            Ok(Some(message)) if message.canceled() => {
-                Err(RequestError::canceled(self.link.host(), message.compact_revision(), message.cancel_reason()))
-            }
+            Ok(Some(message)) if message.canceled() => Err(RequestError::canceled(
+                self.link.host(),
+                message.compact_revision(),
+                message.cancel_reason(),
+            )),
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(RequestError::host(self.link.host(), "the watch's stream has ended")),
             Err(error) => Err(self.link.error(&error)),

@@ -126,7 +126,8 @@ impl Key {
         }
         let absent = Compare::create_revision(self.key.as_str(), CompareOp::Equal, 0);
         let get = TxnOp::get(self.key.as_str(), None);
-        let answer = txn(lane, REQUEST, Txn::new().when([absent]).and_then([self.put(lease)]).or_else([get])).await?;
+        let answer =
+            txn(lane, REQUEST, Txn::new().when([absent]).and_then([self.put(lease)]).or_else([get])).await?;
         let Some(present) = present(&answer) else { return Ok(held(&answer)) };
         match self.owner(&present, lease) {
             Owner::Us => Ok(held(&answer)),

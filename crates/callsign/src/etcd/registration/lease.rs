@@ -3,7 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::report::Report;
 use crate::etcd::{
@@ -34,7 +34,8 @@ impl Lease {
 }
 
 pub(super) async fn grant(lane: &Lane, ttl: i64) -> Result<Lease, RequestError> {
-    let granted = lane.request(REQUEST, |client| async move { client.lease_client().grant(ttl, None).await }).await?;
+    let granted =
+        lane.request(REQUEST, |client| async move { client.lease_client().grant(ttl, None).await }).await?;
     let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
     Ok(Lease { id: granted.id(), ttl })
 }
@@ -110,7 +111,7 @@ impl<'a> KeepAlive<'a> {
     async fn quiet_for(&mut self, time: Duration) -> Result<(), RequestError> {
         let until = Instant::now() + time;
         loop {
-            match tokio::time::timeout_at(until, self.answers.message()).await {
+            match timeout_at(until, self.answers.message()).await {
                 Err(_) => return Ok(()),
                 // Asked or not, an answer says how the lease is.
                 Ok(answer) => self.check(answer)?,
@@ -153,7 +154,10 @@ mod tests {
     #[test]
     fn a_third_of_the_granted_ttl_and_at_most_two_seconds_for_an_answer() {
         let lease = |secs| Lease { id: 1, ttl: Duration::from_secs(secs) };
-        assert_eq!((lease(15).interval(), lease(15).answer()), (Duration::from_secs(5), Duration::from_secs(2)));
+        assert_eq!(
+            (lease(15).interval(), lease(15).answer()),
+            (Duration::from_secs(5), Duration::from_secs(2))
+        );
         assert_eq!(lease(3).answer(), Duration::from_secs(1));
     }
 }

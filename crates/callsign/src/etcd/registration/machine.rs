@@ -2,10 +2,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::sync::{oneshot, watch};
 
 use super::{
     LossCause, Registration, RegistrationState,

@@ -33,7 +33,8 @@ impl Report {
     pub(super) fn on_failed(&self, error: &RequestError) {
         let (key, cause) = (&self.key, error.to_string());
         let first = match &*self.state.borrow() {
-            RegistrationState::Granting { cause: None } | RegistrationState::Lost { cause: LossCause::LeaseEnded | LossCause::KeyDeleted } => true,
+            RegistrationState::Granting { cause: None }
+            | RegistrationState::Lost { cause: LossCause::LeaseEnded | LossCause::KeyDeleted } => true,
             RegistrationState::Granting { .. } => false,
             _ => {
                 tracing::debug!(%key, %cause, "etcd failed; trying again");
@@ -54,7 +55,9 @@ impl Report {
                 LossCause::Overwritten => {
                     tracing::warn!(key = %self.key, "another instance with this id has registered; giving way to it");
                 }
-                LossCause::Unconfirmed => tracing::warn!(key = %self.key, "etcd has not answered for the whole TTL"),
+                LossCause::Unconfirmed => {
+                    tracing::warn!(key = %self.key, "etcd has not answered for the whole TTL")
+                }
                 LossCause::LeaseEnded | LossCause::KeyDeleted => {
                     tracing::warn!(key = %self.key, ?cause, "registration lost; taking it back");
                 }
