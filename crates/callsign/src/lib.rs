@@ -63,7 +63,10 @@ pub use crate::channel::{
     Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, Updates, WaitForReady,
 };
 #[cfg(feature = "etcd")]
-pub use crate::etcd::{Etcd, EtcdError, EtcdOptions, registration::Registration};
+pub use crate::etcd::{
+    Etcd, EtcdError, EtcdOptions,
+    registration::{RegisterError, Registration, RegistrationState},
+};
 pub use crate::instance::{Address, Instance};
 #[cfg(feature = "server")]
 pub use crate::server::{Serve, ServeError, ServeRegistered};

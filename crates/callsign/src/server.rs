@@ -26,10 +26,7 @@ pub use self::{
     signal::stop_signal,
 };
 use crate::{
-    etcd::{
-        Etcd, EtcdError,
-        registration::RegisterError,
-    },
+    etcd::{Etcd, EtcdError, registration::RegisterError},
     instance::Address,
 };
 

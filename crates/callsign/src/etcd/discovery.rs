@@ -121,7 +121,7 @@ enum Phase {
     /// All before `next` is known
     Resuming { next: i64 },
     /// The same, and a watch tells the rest
-    Watching { next: i64, watch: Watch },
+    Watching { next: i64, watch: Box<Watch> },
 }
 
 impl Discovery {
@@ -189,11 +189,11 @@ impl Discovery {
             return Ok(Phase::Listing);
         }
         self.report(DiscoveryState::Watching { revision: next - 1 });
-        Ok(Phase::Watching { next, watch })
+        Ok(Phase::Watching { next, watch: Box::new(watch) })
     }
 
     /// One message, one publication or the slow list, whatever comes first
-    async fn watch(&mut self, next: i64, mut watch: Watch) -> Phase {
+    async fn watch(&mut self, next: i64, mut watch: Box<Watch>) -> Phase {
         tokio::select! {
             message = watch.next() => match message {
                 Ok(message) => Phase::Watching { next: self.on_events(next, message.events()), watch },
@@ -290,7 +290,7 @@ impl Discovery {
                 tracing::warn!(%service, %cause, "discovery is interrupted; the last known instances stay in use");
             }
             (_, Listing { cause: Some(cause) } | Resuming { cause }) => {
-                tracing::debug!(%service, %cause, "trying again")
+                tracing::debug!(%service, %cause, "trying again");
             }
             (_, Listing { cause: None }) => {}
         }

@@ -259,7 +259,8 @@ mod tests {
         let feed = Arc::new(Feed::default());
         feed.replace(HashMap::new());
         let (mut slow, mut quick) = (subscribe(&feed), subscribe(&feed));
-        (next(&mut slow), next(&mut quick));
+        next(&mut slow);
+        next(&mut quick);
         for port in 1..=LOG as u16 {
             put(&feed, instance("a", port));
             assert_eq!(next(&mut quick), Some(Update::Put(instance("a", port))));

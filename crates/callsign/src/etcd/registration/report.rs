@@ -56,7 +56,7 @@ impl Report {
                     tracing::warn!(key = %self.key, "another instance with this id has registered; giving way to it");
                 }
                 LossCause::Unconfirmed => {
-                    tracing::warn!(key = %self.key, "etcd has not answered for the whole TTL")
+                    tracing::warn!(key = %self.key, "etcd has not answered for the whole TTL");
                 }
                 LossCause::LeaseEnded | LossCause::KeyDeleted => {
                     tracing::warn!(key = %self.key, ?cause, "registration lost; taking it back");
