@@ -5,7 +5,9 @@
 //! | [`pb`], [`echo`] | the generated code of `proto/hello.proto` and `tests/proto/echo.proto` |
 //! | [`service`] | the two services, and a server of them in this process |
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
+//! | [`real`], [`etcd`] | a real etcd, or the word that there is none |
 //! | [`load`] | steady calls and what became of each |
+//! | [`updates`] | what a channel said about its endpoints, and when |
 //! | [`scripted`] | an HTTP/2 server whose frames are written by hand |
 //! | [`peers`] | listeners that are no gRPC server at all |
 //! | [`wait`] | waiting for a condition, with a bound |
@@ -25,7 +27,11 @@ pub mod echo {
 pub mod process;
 pub mod service;
 
+pub mod etcd;
+pub mod real;
+
 pub mod load;
+pub mod updates;
 
 pub mod peers;
 pub mod scripted;

@@ -97,7 +97,9 @@ impl Watchdog {
                     _ => silent,
                 }
             }
-            KeepAlive::Periodic { interval, .. } => self.last_ping.unwrap_or(busy_since).max(busy_since) + interval,
+            KeepAlive::Periodic { interval, .. } => {
+                self.last_ping.unwrap_or(busy_since).max(busy_since) + interval
+            }
         };
         if now < due {
             return Verdict::Wait(due);

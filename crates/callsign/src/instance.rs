@@ -32,7 +32,8 @@ impl Address {
     ///
     /// [`AddressError`] if the host is empty or contains what no host can, or if the port is 0.
     pub fn new(host: &str, port: u16) -> Result<Self, AddressError> {
-        let error = |reason| AddressError { address: format!("{host}:{port}").escape_default().to_string(), reason };
+        let error =
+            |reason| AddressError { address: format!("{host}:{port}").escape_default().to_string(), reason };
         if port == 0 {
             return Err(error("the port is 0"));
         }
@@ -108,7 +109,11 @@ impl FromStr for Address {
         };
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| error("the port is missing"))?;
         let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-        let port = port.parse().ok().filter(|_| digits).ok_or_else(|| error("the port is not a number up to 65535"))?;
+        let port = port
+            .parse()
+            .ok()
+            .filter(|_| digits)
+            .ok_or_else(|| error("the port is not a number up to 65535"))?;
         let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
             Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
             Some(_) => return Err(error("the brackets hold no IPv6 address")),

@@ -1,0 +1,196 @@
+//! A real etcd as a child process, for one test
+
+use std::{
+    fs, io,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+
+/// One etcd of one member on ports from the OS, its data in a fresh temp dir
+///
+/// Dropping it kills the process and removes the directory.
+#[derive(Debug)]
+pub struct EtcdProcess {
+    dir: PathBuf,
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+/// From start to the first answer; an election alone takes about a second.
+const READY: Duration = Duration::from_secs(20);
+
+impl EtcdProcess {
+    /// Starts an etcd and waits until it answers
+    pub async fn start() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // A port found free can be taken before etcd binds it: another pair then.
+        for _ in 0..5 {
+            let name =
+                format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let dir = std::env::temp_dir().join(name);
+            fs::create_dir_all(&dir).expect("the temp dir is writable");
+            let (client_port, peer_port) = free_ports();
+            let mut etcd = Self { dir, client_port, peer_port, child: None };
+            if etcd.try_restart().await {
+                return etcd;
+            }
+        }
+        panic!("etcd did not start: is it on PATH?");
+    }
+
+    /// `127.0.0.1:port`
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// Kills the process at once; data and ports are kept for [`restart`](Self::restart)
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may be dead already, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same ports and data, and waits until it answers
+    pub async fn restart(&mut self) {
+        assert!(self.try_restart().await, "etcd did not come back: {}", self.log());
+    }
+
+    /// Removes all data, as a broken disk does; the process must have been killed
+    pub fn wipe(&mut self) {
+        assert!(self.child.is_none(), "a running etcd cannot be wiped");
+        fs::remove_dir_all(self.dir.join("data")).expect("the data dir can be removed");
+    }
+
+    /// Freezes the process: it neither reads nor answers, the kernel still accepts connections for it
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Wakes a frozen process
+    pub fn cont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Runs `etcdctl` against it and returns what it printed; panics if that fails
+    pub async fn etcdctl<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let mut command = tokio::process::Command::new("etcdctl");
+        command
+            .arg("--endpoints")
+            .arg(self.endpoint())
+            .args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        let output =
+            command.env("ETCDCTL_API", "3").kill_on_drop(true).output().await.expect("etcdctl is on PATH");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "etcdctl failed: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// What the process has logged so far
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    async fn try_restart(&mut self) -> bool {
+        self.kill9();
+        self.child = Some(self.spawn().expect("etcd is on PATH"));
+        let deadline = Instant::now() + READY;
+        while Instant::now() < deadline {
+            let exited = self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+            if exited {
+                return false;
+            }
+            if healthy(&self.endpoint()).await {
+                return true;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
+    fn spawn(&self) -> io::Result<Child> {
+        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log"))?;
+        Command::new("etcd")
+            .args(["--name", "test", "--logger", "zap"])
+            .arg("--data-dir")
+            .arg(self.dir.join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            .env_remove("ETCDCTL_API")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("the process runs");
+        kill_process(Pid::from_child(child), signal).expect("the process is ours");
+    }
+
+    /// Where it keeps data and log
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for EtcdProcess {
+    fn drop(&mut self) {
+        self.kill9();
+        // A directory that stays behind harms nobody.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn free_ports() -> (u16, u16) {
+    let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+    // Both are held before either is let go, so they differ.
+    let (client, peer) = (bind(), bind());
+    let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
+    (port(&client), port(&peer))
+}
+
+/// Whether the member has a leader: etcd's own health endpoint says so over plain HTTP
+async fn healthy(endpoint: &str) -> bool {
+    let ask = async {
+        let mut socket = TcpStream::connect(endpoint).await?;
+        socket.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await?;
+        io::Result::Ok(answer.contains("\"health\":\"true\""))
+    };
+    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn data_outlives_a_kill_and_not_a_wipe() {
+        let mut etcd = EtcdProcess::start().await;
+        etcd.etcdctl(["put", "a", "1"]).await;
+        etcd.kill9();
+        etcd.restart().await;
+        assert_eq!(etcd.etcdctl(["get", "a", "--print-value-only"]).await, "1\n");
+        etcd.kill9();
+        etcd.wipe();
+        etcd.restart().await;
+        assert_eq!(etcd.etcdctl(["get", "a"]).await, "");
+    }
+}
