@@ -100,8 +100,8 @@ async fn connect_fails(hosts: [String; 2]) {
     let target = format!("etcd:///{}?key={SERVICE}", hosts.join(","));
     let channel = wait::timed(EtcdChannel::connect(target));
     let ((session, session_took), (channel, channel_took)) = tokio::join!(session, channel);
-    let session = session.map(drop).unwrap_err().to_string();
-    let channel = channel.map(drop).unwrap_err().to_string();
+    let session = session.map(drop).expect_err("no etcd").to_string();
+    let channel = channel.map(drop).expect_err("no etcd").to_string();
     for (message, took) in [(session, session_took), (channel, channel_took)] {
         assert!(took < 6 * SECOND, "{took:?}: {message}");
         assert!(hosts.iter().all(|host| message.contains(host)), "{message}");

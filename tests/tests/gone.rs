@@ -104,8 +104,8 @@ fn a_response_stream_goes_on_after_the_last_channel_and_then_leaves_nothing() {
 async fn freeze_with_calls_in_flight(server: &Process, channel: Channel) {
     let mut client = EchoClient::new(channel.clone());
     let body = tokio_stream::iter([Chunk::default()]).chain(tokio_stream::pending());
-    let mut bidi = client.bidi(body).await.unwrap().into_inner();
-    bidi.message().await.unwrap().unwrap();
+    let mut bidi = client.bidi(body).await.expect("the server is at work").into_inner();
+    bidi.message().await.expect("the server is at work").expect("an echo");
     server.sigstop().await;
     let mut greeter = GreeterClient::new(channel);
     let mut call = Box::pin(greeter.say_hello(HelloRequest::default()));

@@ -88,13 +88,14 @@ fn runtime() -> Runtime {
 /// A call over a channel of a runtime's own
 async fn call(address: Address) {
     let channel = Channel::builder(discover::fixed([address])).build();
-    greet(GreeterClient::new(channel), DEADLINE).await.unwrap();
+    greet(GreeterClient::new(channel), DEADLINE).await.expect("the server is at work");
 }
 
 /// The same with an etcd of its own
 async fn call_by_name(etcd: String) {
-    let channel = EtcdChannel::connect(format!("etcd:///{etcd}?key=hello.rpc")).await.unwrap();
-    greet(GreeterClient::new(channel), DEADLINE).await.unwrap();
+    let channel =
+        EtcdChannel::connect(format!("etcd:///{etcd}?key=hello.rpc")).await.expect("both are at work");
+    greet(GreeterClient::new(channel), DEADLINE).await.expect("the server is at work");
 }
 
 /// Runs a future in two runtimes one after the other, then in two side by side
@@ -104,8 +105,8 @@ fn in_runtimes<F: Future<Output = ()> + Send + 'static>(future: impl Fn() -> F) 
     }
     let (one, two) = (runtime(), runtime());
     let (first, second) = (one.spawn(future()), two.spawn(future()));
-    one.block_on(second).unwrap();
-    two.block_on(first).unwrap();
+    one.block_on(second).expect("the second runtime's call");
+    two.block_on(first).expect("the first runtime's call");
 }
 
 #[test]

@@ -161,7 +161,7 @@ async fn for_each_case<F: Future<Output = ()> + Send + 'static>(test: impl Fn(Ca
 }
 
 fn assert_unavailable(outcome: Result<(), Status>) {
-    let status = outcome.unwrap_err();
+    let status = outcome.expect_err("the call is lost");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
 }
 
@@ -273,11 +273,11 @@ async fn sent_again(server: &Scripted, case: Case) -> Result<(), Status> {
     let mut call = case.spawn(&client(server), "refused", &gate);
     let again = server.record().until(|calls| (calls.len() > 1).then_some(()));
     tokio::select! {
-        outcome = &mut call => return outcome.unwrap(),
+        outcome = &mut call => return outcome.expect("the call does not panic"),
         () = again => {}
     }
     gate.open();
-    call.await.unwrap()
+    call.await.expect("the call does not panic")
 }
 
 #[tokio::test]

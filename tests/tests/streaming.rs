@@ -1,7 +1,6 @@
 //! Streams of all shapes: they count until they end, are cancelled when dropped, and honour flow control
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,7 +16,7 @@ use callsign_tests::{
     wait,
 };
 use tokio::sync::mpsc;
-use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
 
 const BOUND: Duration = Duration::from_secs(2);
 /// Longer than any test
@@ -197,7 +196,7 @@ async fn a_slow_reader_holds_back_a_server_that_sends_100_mib() {
     let mut read = 0;
     while let Some(chunk) = down.message().await.unwrap() {
         read += chunk.payload.len() as u64;
-        if read % (1 << 20) == 0 {
+        if read.is_multiple_of(1 << 20) {
             let between = server.calls().written() - read;
             assert!(between < BETWEEN, "{between} bytes between writer and reader");
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -205,19 +204,6 @@ async fn a_slow_reader_holds_back_a_server_that_sends_100_mib() {
     }
     assert_eq!(read, LARGE);
     assert!(peak_memory() < MEMORY, "{} bytes", peak_memory());
-}
-
-/// Counts the bytes that were taken out of it
-fn counted(
-    chunks: impl Stream<Item = Chunk> + Send + 'static,
-) -> (Pin<Box<dyn Stream<Item = Chunk> + Send>>, Arc<AtomicU64>) {
-    let taken = Arc::new(AtomicU64::new(0));
-    let count = taken.clone();
-    let chunks = chunks.map(move |chunk| {
-        count.fetch_add(chunk.payload.len() as u64, Relaxed);
-        chunk
-    });
-    (Box::pin(chunks), taken)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,14 +215,18 @@ async fn a_server_that_reads_slowly_holds_back_a_client_that_sends_100_mib() {
     let rest_ms = |nth: usize| {
         if nth == 0 {
             3000
-        } else if nth % 16 == 0 {
+        } else if nth.is_multiple_of(16) {
             5
         } else {
             0
         }
     };
-    let chunks = (0..CHUNKS).map(move |nth| Chunk { payload: payload.clone(), rest_ms: rest_ms(nth) });
-    let (body, sent) = counted(tokio_stream::iter(chunks));
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = sent.clone();
+    let body = tokio_stream::iter((0..CHUNKS).map(move |nth| {
+        count.fetch_add(CHUNK as u64, Relaxed);
+        Chunk { payload: payload.clone(), rest_ms: rest_ms(nth) }
+    }));
     let upload = tokio::spawn(async move { client.upload(body).await });
 
     let before = settled(|| sent.load(Relaxed)).await;
