@@ -16,14 +16,11 @@ impl Streams {
     /// Takes a stream if the peer allows one more; [`close`](Self::close) gives it back
     #[must_use]
     pub fn try_open(&self) -> bool {
-        // Counting first and looking at the limit afterwards, both sequentially consistent: a driver that sets the
-        // limit to zero and then reads `open` either sees this stream or this caller sees the zero.
-        let open = self.open.fetch_add(1, Ordering::SeqCst);
-        if open < self.limit.load(Ordering::SeqCst) {
-            return true;
-        }
-        self.open.fetch_sub(1, Ordering::SeqCst);
-        false
+        // A count that overshoots for a moment would let a driver believe that a stream is open; hence no fetch_add.
+        // Sequentially consistent: a driver that sets the limit to zero and then reads `open` either sees this stream, or
+        // this caller comes too late and is refused by the connection itself.
+        let room = |open| (open < self.limit.load(Ordering::SeqCst)).then_some(open + 1);
+        self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room).is_ok()
     }
 
     /// Gives a stream back; true if it was the last one open
@@ -33,7 +30,7 @@ impl Streams {
 
     /// Whether [`try_open`](Self::try_open) would succeed now
     pub fn has_room(&self) -> bool {
-        self.open.load(Ordering::Relaxed) < self.limit.load(Ordering::Relaxed)
+        self.open.load(Ordering::SeqCst) < self.limit.load(Ordering::SeqCst)
     }
 
     /// Streams open now
@@ -43,7 +40,7 @@ impl Streams {
 
     /// The peer's limit, as last set
     pub fn limit(&self) -> u32 {
-        self.limit.load(Ordering::Relaxed)
+        self.limit.load(Ordering::SeqCst)
     }
 
     /// Sets the peer's limit; zero closes the connection to new streams

@@ -1,2 +1,18 @@
 //! Call a gRPC service by its name
+
+pub mod channel;
+pub mod discover;
 pub mod instance;
+
+mod connection;
+mod endpoint;
+mod replay;
+
+mod error;
+
+pub use crate::{
+    channel::{Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, WaitForReady},
+    instance::{Address, Instance},
+};
+#[cfg(feature = "etcd")]
+pub use crate::channel::EtcdChannel;

@@ -1,1 +1,64 @@
-fn main() {}
+//! The project's own tasks, run as `cargo xtask TASK`
+//!
+//! Needs nothing but cargo: it links no crate of the workspace, brings a `protoc` if there is none, and runs everything
+//! else through cargo.
+
+mod bench;
+mod cargo;
+mod demo;
+mod etcd;
+mod family;
+mod ports;
+mod program;
+mod reaper;
+mod test;
+
+use std::{error::Error, ffi::OsString, process::ExitCode};
+
+use lexopt::Arg::{Long, Short, Value};
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  demo                  two greeting servers, one balanced channel, one SIGKILL: about 12 s on real processes
+  test [CARGO TEST ARGUMENTS]
+                        the whole suite; CALLSIGN_REQUIRE_ETCD=1 makes a missing etcd an error
+  bench NAME [--quick]  one measurement; without a name: the list of them
+
+Environment:
+  CALLSIGN_ETCD         hosts of the etcd cluster that the demo uses (comma separated);
+                        without it, the `etcd` on PATH is started in a temporary directory
+  PROTOC                the protobuf compiler; without it, `protoc` on PATH or else a bundled one";
+
+/// Tasks fail with a text for the person in front of the terminal: nobody handles these errors.
+type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result {
+    let mut arguments = lexopt::Parser::from_env();
+    let task = match arguments.next()? {
+        None | Some(Long("help") | Short('h')) => {
+            println!("{USAGE}");
+            return Ok(());
+        }
+        Some(Value(task)) => task,
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    let rest: Vec<OsString> = arguments.raw_args()?.collect();
+    match task.to_str() {
+        Some("demo") if rest.is_empty() => demo::run(),
+        Some("demo") => Err("demo takes no arguments".into()),
+        Some("test") => test::run(&rest),
+        Some("bench") => bench::run(rest),
+        _ => Err(format!("no task {}\n\n{USAGE}", task.display()).into()),
+    }
+}

@@ -1,0 +1,323 @@
+//! The channel: a `tower::Service` that balances calls over the endpoints of a service
+//!
+//! [`EtcdChannel`] finds its endpoints by the service's name, [`Channel`] takes them from any
+//! [`Discover`](tower::discover::Discover). Both are handed to tonic-generated clients as they are.
+
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "etcd")]
+mod target;
+
+mod call;
+mod pool;
+mod shared;
+mod view;
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    hash::Hash,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use callsign_core::{
+    keepalive::KeepAlive,
+    policy::{P2c, Policy},
+};
+use http::{HeaderValue, Request, Response, uri::Authority};
+use tokio::sync::oneshot;
+use tonic::{Status, body::Body};
+use tower::{BoxError, discover::Discover};
+use tower_service::Service;
+
+#[cfg(feature = "etcd")]
+pub use self::{
+    etcd::{ConnectError, EtcdChannel, EtcdChannelBuilder},
+    target::TargetError,
+};
+pub use self::view::{EndpointInfo, EndpointUpdate, Updates};
+pub use crate::endpoint::EndpointState;
+
+use self::{
+    pool::{EndpointConfig, Pool},
+    shared::Shared,
+};
+use crate::{
+    connection::{self, Waiters},
+    instance::{Address, Instance},
+};
+
+/// A balanced, self-healing channel over the endpoints that a `Discover` names
+///
+/// Every tonic-generated client takes it. Clones are cheap and share everything: endpoints, statistics, settings. The
+/// last clone's drop ends it: connections close as soon as the response streams that are still read have ended.
+///
+/// ```
+/// use callsign::{Channel, discover::fixed};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let channel = Channel::builder(fixed(["127.0.0.1:9090".parse()?, "127.0.0.1:9091".parse()?])).build()?;
+/// // let greeter = GreeterClient::new(channel);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Channel {
+    shared: Arc<Shared>,
+    options: Arc<CallOptions>,
+    /// Dropped with the last clone, which ends the pool.
+    _used: Arc<oneshot::Sender<Never>>,
+}
+
+/// What no one ever sends.
+type Never = Infallible;
+
+impl Channel {
+    /// Settings for a channel over `discover`
+    pub fn builder<D>(discover: D) -> ChannelBuilder<D>
+    where
+        D: Discover<Service = Instance> + Unpin + Send + 'static,
+        D::Key: Hash + Eq + Send + 'static,
+        D::Error: Into<BoxError>,
+    {
+        ChannelBuilder { discover, settings: Settings::default() }
+    }
+
+    /// Every endpoint with its state and statistics
+    pub fn endpoints(&self) -> Vec<EndpointInfo> {
+        self.shared.endpoints()
+    }
+
+    /// The changes of endpoints' states, beginning with what they are now
+    pub fn updates(&self) -> Updates {
+        Updates::new(&self.shared)
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("service", &self.shared.service()).finish_non_exhaustive()
+    }
+}
+
+impl Service<Request<Body>> for Channel {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send>>;
+
+    /// Always ready: a call waits for its endpoint itself, so that its deadline covers the wait
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The call keeps the channel: dropping the last clone lets calls on their way finish.
+        let Self { shared, options, _used: used } = self.clone();
+        Box::pin(async move {
+            let _used = used;
+            call::call(shared, options, request).await
+        })
+    }
+}
+
+/// A request extension: the call waits for an endpoint to be ready up to its deadline, not up to the pick timeout
+///
+/// ```
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(callsign::WaitForReady);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitForReady;
+
+/// A response extension: the endpoint that answered
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointAddress(pub Address);
+
+/// What calls need to know of the channel's settings
+#[derive(Debug)]
+struct CallOptions {
+    timeout: Option<Duration>,
+    method_timeouts: HashMap<String, Duration>,
+    user_agent: HeaderValue,
+}
+
+impl CallOptions {
+    fn timeout(&self, path: &str) -> Option<Duration> {
+        if self.method_timeouts.is_empty() { self.timeout } else { self.method_timeouts.get(path).copied().or(self.timeout) }
+    }
+}
+
+/// Settings of a [`Channel`]
+#[must_use = "a builder does nothing until it is built"]
+pub struct ChannelBuilder<D> {
+    discover: D,
+    settings: Settings,
+}
+
+/// A setting that cannot be
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// The user agent has characters that no header can hold: printable ASCII is safe
+    #[error("the user agent {0:?} cannot be a header value")]
+    UserAgent(String),
+    /// The authority is not `host` or `host:port`
+    #[error("the authority {0:?} is not host or host:port")]
+    Authority(String),
+}
+
+struct Settings {
+    service: String,
+    policy: Box<dyn Policy>,
+    timeout: Option<Duration>,
+    method_timeouts: HashMap<String, Duration>,
+    pick_timeout: Duration,
+    user_agent: Option<String>,
+    authority: Option<String>,
+    missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            service: "channel".into(),
+            policy: Box::new(P2c::new()),
+            timeout: None,
+            method_timeouts: HashMap::new(),
+            pick_timeout: Duration::from_secs(1),
+            user_agent: None,
+            authority: None,
+            missing_list: Box::new(|| None),
+        }
+    }
+}
+
+/// gRPC's minimal connect timeout, which covers the time up to SETTINGS: a server that wakes late is still taken.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Settings {
+    fn build<D>(self, discover: D) -> Result<Channel, SettingsError>
+    where
+        D: Discover<Service = Instance> + Unpin + Send + 'static,
+        D::Key: Hash + Eq + Send + 'static,
+        D::Error: Into<BoxError>,
+    {
+        let options = CallOptions {
+            timeout: self.timeout,
+            method_timeouts: self.method_timeouts,
+            user_agent: user_agent(self.user_agent)?,
+        };
+        let parse = |text: String| Authority::try_from(text.as_str()).map_err(|_| SettingsError::Authority(text));
+        let authority = self.authority.map(parse).transpose()?;
+        let waiters = Arc::<Waiters>::default();
+        let connection = connection::Config {
+            connect_timeout: CONNECT_TIMEOUT,
+            keep_alive: KeepAlive::default(),
+            waiters: Arc::clone(&waiters),
+        };
+        let shared = Shared::new(self.service, self.policy, self.pick_timeout, self.missing_list, waiters);
+        let shared = Arc::new(shared);
+        let (used, unused) = oneshot::channel();
+        let pool = Pool::new(discover, EndpointConfig { connection, authority }, Arc::clone(&shared));
+        tokio::spawn(pool.run(unused));
+        Ok(Channel { shared, options: Arc::new(options), _used: Arc::new(used) })
+    }
+}
+
+fn user_agent(own: Option<String>) -> Result<HeaderValue, SettingsError> {
+    const OURS: &str = concat!("callsign/", env!("CARGO_PKG_VERSION"));
+    let Some(own) = own else { return Ok(HeaderValue::from_static(OURS)) };
+    HeaderValue::try_from(format!("{own} {OURS}")).map_err(|_| SettingsError::UserAgent(own))
+}
+
+/// The setters that both builders have.
+macro_rules! call_settings {
+    () => {
+        /// The rule that picks an endpoint for each call
+        ///
+        /// Default: [`P2c`](callsign_core::policy::P2c), the less busy of two drawn at random.
+        pub fn policy(mut self, policy: impl callsign_core::policy::Policy) -> Self {
+            self.settings.policy = Box::new(policy);
+            self
+        }
+
+        /// Time for a call up to its response headers
+        ///
+        /// Default: none, as in gRPC. A caller's own timeout (`Request::set_timeout`) covers the whole call and is told to
+        /// the server; this one is neither, since a channel cannot tell a stream, which may live long, from a unary call.
+        pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
+            self.settings.timeout = Some(timeout);
+            self
+        }
+
+        /// The same for one method, given by its path: `/pb.Greeter/SayHello`
+        pub fn method_timeout(mut self, path: impl Into<String>, timeout: std::time::Duration) -> Self {
+            self.settings.method_timeouts.insert(path.into(), timeout);
+            self
+        }
+
+        /// Time a call waits for an endpoint to be ready, before it fails with UNAVAILABLE
+        ///
+        /// Default: 1 s, which bridges a reconnect. Zero fails at once. [`WaitForReady`](crate::WaitForReady) on a
+        /// request waits up to the deadline instead.
+        pub fn pick_timeout(mut self, timeout: std::time::Duration) -> Self {
+            self.settings.pick_timeout = timeout;
+            self
+        }
+
+        /// Put before `callsign/x.y.z` in the `user-agent` header
+        pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
+            self.settings.user_agent = Some(user_agent.into());
+            self
+        }
+
+        /// The `:authority` of all calls
+        ///
+        /// Default: each endpoint's address.
+        pub fn authority(mut self, authority: impl Into<String>) -> Self {
+            self.settings.authority = Some(authority.into());
+            self
+        }
+    };
+}
+#[cfg(feature = "etcd")]
+use call_settings;
+
+impl<D> ChannelBuilder<D>
+where
+    D: Discover<Service = Instance> + Unpin + Send + 'static,
+    D::Key: Hash + Eq + Send + 'static,
+    D::Error: Into<BoxError>,
+{
+    call_settings!();
+
+    /// How messages call what is behind this channel
+    ///
+    /// Default: "channel".
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.service = name.into();
+        self
+    }
+
+    /// The channel; it begins to connect at once
+    ///
+    /// Must be called within a tokio runtime, which then runs the channel's tasks.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`] if a setting cannot be.
+    pub fn build(self) -> Result<Channel, SettingsError> {
+        self.settings.build(self.discover)
+    }
+}
+
+impl<D> fmt::Debug for ChannelBuilder<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelBuilder").field("name", &self.settings.service).finish_non_exhaustive()
+    }
+}

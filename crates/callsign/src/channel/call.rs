@@ -1,0 +1,204 @@
+//! One call, from the caller's request to the end of its response
+
+use std::{
+    fmt::Write as _,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, request::Parts, uri::Scheme};
+use http_body::{Body as HttpBody, Frame};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tonic::{Status, body::Body};
+
+use super::{
+    CallOptions, EndpointAddress, WaitForReady,
+    shared::{Picked, Shared},
+};
+use crate::{
+    connection::{Incoming, SendError},
+    endpoint::{Endpoint, InFlight},
+    error,
+    replay::Outgoing,
+};
+
+/// Sends `request` to whichever endpoint takes it, and sends it again where that is safe
+pub(super) async fn call(
+    shared: Arc<Shared>,
+    options: Arc<CallOptions>,
+    request: Request<Body>,
+) -> Result<Response<Body>, Status> {
+    let started = Instant::now();
+    let caller = grpc_timeout(request.headers()).map(|timeout| started + timeout);
+    let own = options.timeout(request.uri().path()).map(|timeout| started + timeout);
+    let mut call = Call::new(request, caller, &options);
+    let Some(deadline) = caller.into_iter().chain(own).min() else {
+        return call.run(&shared).await;
+    };
+    match timeout_at(deadline, call.run(&shared)).await {
+        Ok(result) => result,
+        Err(_) => Err(error::deadline_exceeded(shared.service(), deadline - started, call.sent_to.as_deref())),
+    }
+}
+
+struct Call {
+    outgoing: Outgoing,
+    wait_for_ready: bool,
+    /// The caller's own deadline: covers the body, too, and is told to the server.
+    deadline: Option<Instant>,
+    /// Where the request was sent last.
+    sent_to: Option<Arc<Endpoint>>,
+}
+
+impl Call {
+    fn new(mut request: Request<Body>, deadline: Option<Instant>, options: &CallOptions) -> Self {
+        let wait_for_ready = request.extensions_mut().remove::<WaitForReady>().is_some();
+        request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
+        Self { outgoing: Outgoing::new(request), wait_for_ready, deadline, sent_to: None }
+    }
+
+    async fn run(&mut self, shared: &Shared) -> Result<Response<Body>, Status> {
+        let mut avoid = None;
+        let mut refused = false;
+        loop {
+            let Picked { in_flight, stream } = shared.pick(avoid, self.wait_for_ready).await?;
+            let endpoint = Arc::clone(in_flight.endpoint());
+            avoid = Some(endpoint.number);
+            self.address_to(&endpoint)?;
+            self.sent_to = Some(Arc::clone(&endpoint));
+            match stream.send(&mut self.outgoing).await {
+                Ok(response) => return Ok(self.respond(response, in_flight)),
+                Err(SendError::NotSent) => {}
+                // The server's library refused it, unseen by the application: once more (gRFC A6).
+                Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => refused = true,
+                Err(SendError::Refused(status) | SendError::Failed(status)) => return Err(status),
+            }
+            tracing::debug!(endpoint = %endpoint.address, refused, "call not taken, sent again");
+        }
+    }
+
+    /// Completes the head for `endpoint`
+    fn address_to(&mut self, endpoint: &Endpoint) -> Result<(), Status> {
+        // What is left of the deadline, in case the call has waited.
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let Parts { uri, headers, .. } = self.outgoing.head_mut();
+        let mut parts = std::mem::take(uri).into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(endpoint.authority.clone());
+        *uri = Uri::from_parts(parts).map_err(|_| error::bad_path())?;
+        if let Some(left) = left {
+            headers.insert(GRPC_TIMEOUT, timeout_value(left));
+        }
+        Ok(())
+    }
+
+    fn respond(&self, response: Response<Incoming>, in_flight: InFlight) -> Response<Body> {
+        let (mut parts, incoming) = response.into_parts();
+        let endpoint = in_flight.endpoint();
+        parts.extensions.insert(EndpointAddress(endpoint.address.clone()));
+        let deadline = self.deadline.map(|at| Box::pin(sleep_until(at)));
+        Response::from_parts(parts, Body::new(ResponseBody { incoming, deadline, in_flight }))
+    }
+}
+
+/// A response body that counts its call as in flight and ends with the caller's deadline
+struct ResponseBody {
+    incoming: Incoming,
+    deadline: Option<Pin<Box<Sleep>>>,
+    in_flight: InFlight,
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let Some(deadline) = &mut this.deadline else { return Poll::Pending };
+        ready!(deadline.as_mut().poll(cx));
+        this.deadline = None;
+        this.incoming.cancel();
+        Poll::Ready(Some(Err(error::deadline_exceeded_reading(&this.in_flight.endpoint().address))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+}
+
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+/// The caller's timeout; one that is malformed is the server's to refuse
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let legal = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let amount: u64 = digits.parse().ok().filter(|_| legal)?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// A timeout in the finest unit that needs at most eight digits ("gRPC over HTTP2", Timeout)
+fn timeout_value(timeout: Duration) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let units = [(timeout.as_nanos(), 'n'), (timeout.as_micros(), 'u'), (timeout.as_millis(), 'm')];
+    let seconds = (u128::from(timeout.as_secs()).min(MOST), 'S');
+    let (amount, unit) = units.into_iter().find(|(amount, _)| *amount <= MOST).unwrap_or(seconds);
+    let mut value = String::with_capacity(9);
+    let _ = write!(value, "{amount}{unit}");
+    HeaderValue::try_from(value).expect("digits and a letter")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(value: &str) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert(GRPC_TIMEOUT, value.parse().unwrap());
+        grpc_timeout(&headers)
+    }
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(parsed("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(parsed("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(parsed("99999999S"), Some(Duration::from_secs(99_999_999)));
+        assert_eq!(parsed("500m"), Some(Duration::from_millis(500)));
+        assert_eq!(parsed("7u"), Some(Duration::from_micros(7)));
+        assert_eq!(parsed("0n"), Some(Duration::ZERO));
+        for malformed in ["", "5", "S", "123456789S", "+5S", "5x", "5 S", "-1S"] {
+            assert_eq!(parsed(malformed), None, "{malformed:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_written_in_eight_digits_and_never_longer_than_it_is() {
+        for (timeout, text) in [
+            (Duration::ZERO, "0n"),
+            (Duration::from_millis(50), "50000000n"),
+            (Duration::from_millis(500), "500000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(200_000), "200000S"),
+            (Duration::MAX, "99999999S"),
+        ] {
+            let value = timeout_value(timeout);
+            assert_eq!(value.to_str().unwrap(), text);
+            assert!(parsed(text).unwrap() <= timeout);
+        }
+    }
+}

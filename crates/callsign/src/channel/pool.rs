@@ -1,0 +1,161 @@
+//! The task behind a channel: follows discovery, keeps endpoints, publishes who is ready
+
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    hash::Hash,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use callsign_core::load::Load;
+use http::uri::Authority;
+use tokio::sync::{mpsc, oneshot};
+use tower::{
+    BoxError,
+    discover::{Change, Discover},
+};
+
+use super::shared::{Entry, Shared};
+use crate::{
+    connection,
+    endpoint::{self, Endpoint, EndpointState, Event, Handle},
+    instance::Instance,
+};
+
+/// What the pool needs to make endpoints
+#[derive(Debug)]
+pub(super) struct EndpointConfig {
+    pub(super) connection: connection::Config,
+    /// Instead of each endpoint's address.
+    pub(super) authority: Option<Authority>,
+}
+
+/// The one writer of a channel's set of endpoints
+pub(super) struct Pool<D: Discover> {
+    discover: Option<D>,
+    handles: HashMap<D::Key, (u64, Handle)>,
+    config: EndpointConfig,
+    shared: Arc<Shared>,
+    events: mpsc::UnboundedReceiver<Event>,
+    /// For new endpoints.
+    reporter: mpsc::UnboundedSender<Event>,
+    next_number: u64,
+}
+
+/// One thing that happened
+enum News<K> {
+    Changed(Change<K, Instance>),
+    /// Discovery has ended: the set is frozen.
+    Frozen,
+    Failed(BoxError),
+    Endpoint(Event),
+}
+
+impl<D> Pool<D>
+where
+    D: Discover<Service = Instance> + Unpin,
+    D::Key: Hash + Eq,
+    D::Error: Into<BoxError>,
+{
+    pub(super) fn new(discover: D, config: EndpointConfig, shared: Arc<Shared>) -> Self {
+        let (reporter, events) = mpsc::unbounded_channel();
+        Self { discover: Some(discover), handles: HashMap::new(), config, shared, events, reporter, next_number: 0 }
+    }
+
+    /// Runs until the channel's last handle is gone; then every endpoint drains by itself
+    pub(super) async fn run(mut self, mut unused: oneshot::Receiver<super::Never>) {
+        let mut batch = Vec::new();
+        loop {
+            let open = poll_fn(|cx| {
+                if Pin::new(&mut unused).poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                while let Poll::Ready(news) = self.poll_news(cx) {
+                    batch.push(news);
+                    if batch.len() == BATCH {
+                        break;
+                    }
+                }
+                if batch.is_empty() { Poll::Pending } else { Poll::Ready(true) }
+            });
+            if !open.await {
+                return;
+            }
+            self.apply(&mut batch);
+            // One round may have found the whole budget's worth of news; others want to run, too.
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+
+    fn poll_news(&mut self, cx: &mut std::task::Context<'_>) -> Poll<News<D::Key>> {
+        // Endpoints first: calls wait for them.
+        if let Poll::Ready(Some(event)) = self.events.poll_recv(cx) {
+            return Poll::Ready(News::Endpoint(event));
+        }
+        let Some(discover) = &mut self.discover else { return Poll::Pending };
+        Pin::new(discover).poll_discover(cx).map(|change| match change {
+            Some(Ok(change)) => News::Changed(change),
+            Some(Err(error)) => News::Failed(error.into()),
+            None => News::Frozen,
+        })
+    }
+
+    /// Applies everything, publishes once, and only then tells those who listen
+    fn apply(&mut self, batch: &mut Vec<News<D::Key>>) {
+        let shared = Arc::clone(&self.shared);
+        let mut book = shared.book();
+        for news in batch.drain(..) {
+            match news {
+                News::Changed(Change::Insert(key, instance)) => self.insert(key, instance, &mut book.entries),
+                News::Changed(Change::Remove(key)) => drop(self.handles.remove(&key)),
+                News::Frozen => {
+                    tracing::info!(service = shared.service(), "discovery has ended: the set of endpoints is frozen");
+                    self.discover = None;
+                }
+                News::Failed(error) => {
+                    tracing::warn!(service = shared.service(), %error, "discovery reports an error; the set stays");
+                }
+                News::Endpoint(event) => book.on_event(event),
+            }
+        }
+        shared.publish(book);
+    }
+
+    fn insert(&mut self, key: D::Key, instance: Instance, entries: &mut Vec<Entry>) {
+        if let Some((number, handle)) = self.handles.get(&key) {
+            let known = entries.iter().find(|entry| entry.endpoint.number == *number);
+            if known.is_some_and(|entry| entry.endpoint.address == instance.address) {
+                return handle.renew();
+            }
+            // Another address under the same key: another endpoint. The old one drains when its handle is replaced.
+        }
+        let authority = match &self.config.authority {
+            Some(authority) => authority.clone(),
+            None => match Authority::try_from(instance.address.authority()) {
+                Ok(authority) => authority,
+                Err(error) => {
+                    let address = instance.address;
+                    return tracing::warn!(%address, %error, "not a valid authority: instance skipped");
+                }
+            },
+        };
+        let number = self.next_number;
+        self.next_number += 1;
+        let address = instance.address;
+        let endpoint = Arc::new(Endpoint { number, address, authority, load: Arc::new(Load::default()) });
+        entries.push(Entry::new(Arc::clone(&endpoint)));
+        let handle = endpoint::spawn(endpoint, self.config.connection.clone(), self.reporter.clone());
+        self.handles.insert(key, (number, handle));
+    }
+}
+
+/// News applied at once: bounds the time in which nothing is published.
+const BATCH: usize = 4096;
+
+impl Entry {
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, state: EndpointState::Idle, sender: None, cause: None }
+    }
+}

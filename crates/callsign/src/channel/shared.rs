@@ -1,0 +1,267 @@
+//! What calls, the pool and those who look on share
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use callsign_core::policy::{Candidate, Pick, Policy};
+use tokio::{sync::broadcast, time::Instant};
+use tonic::Status;
+
+use super::view::{EndpointInfo, EndpointUpdate};
+use crate::{
+    connection::{OpenStream, Sender, Waiters},
+    endpoint::{Endpoint, EndpointState, Event, InFlight},
+    error,
+};
+
+/// Everything of a channel but its owner
+pub(super) struct Shared {
+    service: String,
+    policy: Box<dyn Policy>,
+    pick_timeout: Duration,
+    /// Says why there is no list of instances yet, if there is none.
+    missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Who is ready: what calls pick from.
+    ready: ArcSwap<Ready>,
+    /// Every endpoint with its state: for the pool, for messages and for those who look on.
+    book: Mutex<Book>,
+    updates: broadcast::Sender<EndpointUpdate>,
+    waiters: Arc<Waiters>,
+}
+
+/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+#[derive(Default)]
+struct Ready {
+    candidates: Vec<Candidate>,
+    targets: Vec<(Arc<Endpoint>, Sender)>,
+}
+
+/// Every endpoint of the channel, and what is to be told of them
+#[derive(Default)]
+pub(super) struct Book {
+    pub(super) entries: Vec<Entry>,
+    untold: Vec<EndpointUpdate>,
+}
+
+pub(super) struct Entry {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) state: EndpointState,
+    pub(super) sender: Option<Sender>,
+    pub(super) cause: Option<Arc<str>>,
+}
+
+impl Book {
+    pub(super) fn on_event(&mut self, event: Event) {
+        let Some(at) = self.entries.iter().position(|entry| entry.endpoint.number == event.endpoint) else { return };
+        let entry = &mut self.entries[at];
+        entry.state = event.state;
+        entry.sender = event.sender;
+        entry.cause = event.cause.or_else(|| entry.cause.take());
+        let update = entry.update();
+        tracing::debug!(endpoint = %update.address, state = %update.state, cause = ?update.cause, "endpoint");
+        self.untold.push(update);
+        if event.state == EndpointState::Gone {
+            self.entries.remove(at);
+        }
+    }
+}
+
+impl Entry {
+    fn update(&self) -> EndpointUpdate {
+        let cause = self.cause.as_deref().filter(|_| self.state != EndpointState::Ready).map(str::to_owned);
+        EndpointUpdate { address: self.endpoint.address.clone(), state: self.state, cause }
+    }
+
+    fn info(&self) -> EndpointInfo {
+        EndpointInfo {
+            address: self.endpoint.address.clone(),
+            state: self.state,
+            in_flight: self.endpoint.load.in_flight(),
+            started: self.endpoint.load.started(),
+            last_error: self.cause.as_deref().map(str::to_owned),
+        }
+    }
+}
+
+/// An endpoint that takes a call, and the stream it takes it with
+pub(super) struct Picked {
+    pub(super) stream: OpenStream,
+    pub(super) in_flight: InFlight,
+}
+
+/// Why nobody was picked
+enum Unpicked {
+    NoneReady,
+    AllFull,
+}
+
+/// Calls that may wait for an endpoint at the same time.
+const MOST_WAITING: usize = 10_000;
+/// Updates kept for a slow reader; one that falls behind further is told the present states again.
+const UPDATES: usize = 1024;
+
+impl Shared {
+    pub(super) fn new(
+        service: String,
+        policy: Box<dyn Policy>,
+        pick_timeout: Duration,
+        missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
+        waiters: Arc<Waiters>,
+    ) -> Self {
+        Self {
+            service,
+            policy,
+            pick_timeout,
+            missing_list,
+            ready: ArcSwap::default(),
+            book: Mutex::default(),
+            updates: broadcast::Sender::new(UPDATES),
+            waiters,
+        }
+    }
+
+    pub(super) fn service(&self) -> &str {
+        &self.service
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes who is ready, wakes those who wait, then tells those who listen
+    ///
+    /// In this order: once a listener knows that an endpoint is lost, no call picks it any more.
+    pub(super) fn publish(&self, mut book: MutexGuard<'_, Book>) {
+        let mut ready = Ready::default();
+        for entry in &book.entries {
+            let Some(sender) = &entry.sender else { continue };
+            ready.candidates.push(Candidate {
+                endpoint: entry.endpoint.number,
+                load: Arc::clone(&entry.endpoint.load),
+                streams: Arc::clone(sender.streams()),
+            });
+            ready.targets.push((Arc::clone(&entry.endpoint), sender.clone()));
+        }
+        self.ready.store(Arc::new(ready));
+        self.waiters.wake_all();
+        for update in std::mem::take(&mut book.untold) {
+            // Nobody listens: fine.
+            let _ = self.updates.send(update);
+        }
+    }
+
+    /// The present state of each endpoint, and all changes from then on
+    pub(super) fn watch(&self) -> (Vec<EndpointUpdate>, broadcast::Receiver<EndpointUpdate>) {
+        let book = self.book();
+        (book.entries.iter().map(Entry::update).collect(), self.updates.subscribe())
+    }
+
+    pub(super) fn endpoints(&self) -> Vec<EndpointInfo> {
+        self.book().entries.iter().map(Entry::info).collect()
+    }
+
+    /// Picks an endpoint, waiting for one if need be; `avoid` has just handed the call back
+    pub(super) async fn pick(&self, avoid: Option<u64>, wait_for_ready: bool) -> Result<Picked, Status> {
+        match self.try_pick(avoid) {
+            Ok(picked) => Ok(picked),
+            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !wait_for_ready => Err(self.unavailable()),
+            Err(_) => self.wait_and_pick(wait_for_ready).await,
+        }
+    }
+
+    async fn wait_and_pick(&self, wait_for_ready: bool) -> Result<Picked, Status> {
+        let place = self.waiters.enter(MOST_WAITING).ok_or_else(|| error::too_many_waiting(&self.service))?;
+        let mut give_up = None;
+        loop {
+            // Asked for before looking: what happens from here on is not missed.
+            let mut notified = std::pin::pin!(place.notified());
+            notified.as_mut().enable();
+            match self.try_pick(None) {
+                Ok(picked) => return Ok(picked),
+                Err(Unpicked::NoneReady) if !wait_for_ready => {
+                    let at = *give_up.get_or_insert_with(|| Instant::now() + self.pick_timeout);
+                    if tokio::time::timeout_at(at, notified).await.is_err() {
+                        return Err(self.unavailable());
+                    }
+                }
+                // Full endpoints are a matter of the caller's deadline, as in grpc-go.
+                Err(Unpicked::AllFull) => {
+                    give_up = None;
+                    notified.await;
+                }
+                Err(Unpicked::NoneReady) => notified.await,
+            }
+        }
+    }
+
+    fn try_pick(&self, avoid: Option<u64>) -> Result<Picked, Unpicked> {
+        let ready = self.ready.load();
+        // Another endpoint if there is one, else the same one again.
+        let picked = self.pick_from(&ready, avoid).or_else(|| avoid.and_then(|_| self.pick_from(&ready, None)));
+        picked.ok_or_else(|| {
+            // A connection that takes no more streams is lost already, only not yet published as such.
+            let open = ready.candidates.iter().any(|candidate| candidate.streams.limit() > 0);
+            if open { Unpicked::AllFull } else { Unpicked::NoneReady }
+        })
+    }
+
+    fn pick_from(&self, ready: &Ready, avoid: Option<u64>) -> Option<Picked> {
+        let mut random = fastrand::Rng::new();
+        // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
+        // last means that somebody else got a stream.
+        for _ in 0..=ready.candidates.len() {
+            let mut pick = Pick { random: &mut random, avoid };
+            let chosen = self.policy.pick(&ready.candidates, &mut pick)?;
+            let (endpoint, sender) = ready.targets.get(chosen)?;
+            if avoid == Some(endpoint.number) {
+                return None;
+            }
+            if let Some(stream) = sender.try_open() {
+                return Some(Picked { stream, in_flight: endpoint.start() });
+            }
+        }
+        None
+    }
+
+    /// Waits until an endpoint is ready
+    pub(super) async fn until_ready(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.waiters.news());
+            notified.as_mut().enable();
+            if !self.ready.load().candidates.is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    pub(super) fn unavailable(&self) -> Status {
+        Status::unavailable(self.why_unready())
+    }
+
+    /// Why no endpoint is ready, for people
+    pub(super) fn why_unready(&self) -> String {
+        let service = &self.service;
+        let book = self.book();
+        let count = book.entries.len();
+        if count == 0 {
+            return match (self.missing_list)() {
+                Some(cause) => format!("{service}: no list of instances yet: {cause}"),
+                None => format!("{service}: no instances"),
+            };
+        }
+        let described = book.entries.iter().take(DESCRIBED).map(|entry| {
+            let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})"));
+            format!("{} is {}{}", entry.endpoint.address, entry.state, cause.unwrap_or_default())
+        });
+        let more = if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
+        let described = described.collect::<Vec<_>>().join(", ");
+        format!("{service}: none of {count} endpoints is ready: {described}{more}")
+    }
+}
+
+/// Endpoints named in a message.
+const DESCRIBED: usize = 5;

@@ -1,0 +1,217 @@
+//! An instance that a channel balances over: one task connects, reconnects and drains
+
+use std::{sync::Arc, time::Duration};
+
+use callsign_core::{backoff::Backoff, load::Load};
+use http::uri::Authority;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    connection::{self, Closed, Connection, Sender},
+    instance::Address,
+};
+
+/// Where an endpoint stands
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EndpointState {
+    /// Known, and no attempt to connect was made yet
+    Idle,
+    /// An attempt to connect is under way
+    Connecting,
+    /// The peer's HTTP/2 SETTINGS were read: calls are sent
+    Ready,
+    /// The last attempt failed; the next one waits
+    Backoff,
+    /// Removed: no new calls, those in flight go on
+    Draining,
+    /// Removed, and its connection closed; the last state of an endpoint, seen in updates only
+    Gone,
+}
+
+impl std::fmt::Display for EndpointState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "idle",
+            Self::Connecting => "connecting",
+            Self::Ready => "ready",
+            Self::Backoff => "in backoff",
+            Self::Draining => "draining",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// What calls and policies know of an endpoint; survives its connections
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    /// Unique within the channel.
+    pub(crate) number: u64,
+    pub(crate) address: Address,
+    /// `:authority` of its calls.
+    pub(crate) authority: Authority,
+    pub(crate) load: Arc<Load>,
+}
+
+impl Endpoint {
+    /// Counts a call as in flight until the guard is dropped
+    pub(crate) fn start(self: &Arc<Self>) -> InFlight {
+        self.load.start();
+        InFlight { endpoint: Arc::clone(self) }
+    }
+}
+
+/// A call in flight
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    endpoint: Arc<Endpoint>,
+}
+
+impl InFlight {
+    /// The endpoint it is in flight to
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.load.finish();
+    }
+}
+
+/// A change of an endpoint's state, told to its channel
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) endpoint: u64,
+    pub(crate) state: EndpointState,
+    /// With `Ready`.
+    pub(crate) sender: Option<Sender>,
+    /// Why the last connection or attempt ended.
+    pub(crate) cause: Option<Arc<str>>,
+}
+
+/// The owner of an endpoint's task; dropping it drains the endpoint
+#[derive(Debug)]
+pub(crate) struct Handle {
+    renewed: Arc<Notify>,
+    _removed: oneshot::Sender<Never>,
+}
+
+#[derive(Debug)]
+enum Never {}
+
+impl Handle {
+    /// The server behind the endpoint has registered anew: a backoff ends, a connection is left alone
+    pub(crate) fn renew(&self) {
+        self.renewed.notify_one();
+    }
+}
+
+/// Starts the endpoint's task
+pub(crate) fn spawn(
+    endpoint: Arc<Endpoint>,
+    config: connection::Config,
+    events: mpsc::UnboundedSender<Event>,
+) -> Handle {
+    let (handle, removed) = oneshot::channel();
+    let renewed = Arc::new(Notify::new());
+    let worker = Worker { endpoint, config, events, renewed: Arc::clone(&renewed), failures: 0 };
+    tokio::spawn(worker.run(removed));
+    Handle { renewed, _removed: handle }
+}
+
+/// Attempts start at least this far apart: a server that accepts and hangs up at once is not dialled in a loop.
+const SPACING: Duration = Duration::from_millis(100);
+/// A connection lost this soon after its attempt began counts as a failed attempt.
+const SHORT_LIVED: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Worker {
+    endpoint: Arc<Endpoint>,
+    config: connection::Config,
+    events: mpsc::UnboundedSender<Event>,
+    renewed: Arc<Notify>,
+    /// Attempts that failed in a row.
+    failures: u32,
+}
+
+impl Worker {
+    async fn run(mut self, mut removed: oneshot::Receiver<Never>) {
+        let mut drained = None;
+        tokio::select! {
+            biased;
+            _ = &mut removed => {}
+            _ = self.keep_connected(&mut drained) => {}
+        }
+        self.report(EndpointState::Draining, None, None);
+        if let Some((connection, driver)) = drained {
+            drop::<Connection>(connection);
+            // The driver ends when the last call has, or with its runtime.
+            let _ = driver.await;
+        }
+        self.report(EndpointState::Gone, None, None);
+    }
+
+    /// Connects for ever; the present connection stands in `current`, for whoever stops this
+    async fn keep_connected(&mut self, current: &mut Option<(Connection, tokio::task::JoinHandle<()>)>) {
+        let mut cause = None;
+        loop {
+            let started = Instant::now();
+            self.report(EndpointState::Connecting, None, cause.take());
+            match connection::connect(&self.endpoint.address, &self.config).await {
+                Ok((connection, driver)) => {
+                    let sender = connection.sender().clone();
+                    let (connection, _) = current.insert((connection, tokio::spawn(driver)));
+                    self.report(EndpointState::Ready, Some(sender), None);
+                    let closed = connection.closed().await;
+                    *current = None;
+                    cause = Some(self.on_closed(closed, started));
+                }
+                Err(error) => {
+                    self.failures = self.failures.saturating_add(1);
+                    cause = Some(error.to_string().into());
+                }
+            }
+            self.pause(started, &cause).await;
+        }
+    }
+
+    fn on_closed(&mut self, closed: Closed, started: Instant) -> Arc<str> {
+        match closed {
+            Closed::GoAway(cause) => {
+                self.failures = 0;
+                cause
+            }
+            Closed::Lost(cause) => {
+                let short_lived = started.elapsed() < SHORT_LIVED;
+                self.failures = if short_lived { self.failures.saturating_add(1) } else { 0 };
+                cause
+            }
+        }
+    }
+
+    /// Waits until the next attempt may start, counted from the start of the last one
+    async fn pause(&mut self, started: Instant, cause: &Option<Arc<str>>) {
+        let wait = Backoff::CONNECTION.wait(self.failures, &mut fastrand::Rng::new());
+        let next = started + wait.max(SPACING);
+        if next <= Instant::now() {
+            return;
+        }
+        if self.failures > 0 {
+            self.report(EndpointState::Backoff, None, cause.clone());
+        }
+        tokio::select! {
+            () = sleep_until(next) => {}
+            () = self.renewed.notified() => self.failures = 0,
+        }
+    }
+
+    fn report(&self, state: EndpointState, sender: Option<Sender>, cause: Option<Arc<str>>) {
+        // Without a channel nobody wants to know any more.
+        let _ = self.events.send(Event { endpoint: self.endpoint.number, state, sender, cause });
+    }
+}

@@ -1,0 +1,30 @@
+//! `cargo xtask bench NAME [--quick]`
+
+use std::ffi::{OsStr, OsString};
+
+use crate::{Result, cargo};
+
+/// Every measurement: a program of the package `callsign-benches`.
+const BENCHES: [(&str, &str); 1] =
+    [("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel")];
+
+pub(crate) fn run(arguments: Vec<OsString>) -> Result {
+    let Some((name, options)) = arguments.split_first() else {
+        println!("{}", list());
+        return Ok(());
+    };
+    if !BENCHES.iter().any(|(bench, _)| OsStr::new(bench) == name) {
+        return Err(format!("no bench {}\n\n{}", name.display(), list()).into());
+    }
+    let fixed = ["run", "--release", "--package", "callsign-benches", "--bin"].map(OsString::from);
+    cargo::run(fixed.iter().chain([name, &OsString::from("--")]).chain(options))
+}
+
+fn list() -> String {
+    let lines = BENCHES.iter().map(|(name, what)| format!("  {name:<8}{what}"));
+    ["usage: cargo xtask bench NAME [--quick]\n".to_owned()]
+        .into_iter()
+        .chain(lines)
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,35 @@
+//! Cargo as the tasks run it
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    process::Command,
+};
+
+use crate::{Result, program};
+
+/// Runs cargo with `PROTOC` set and fails if it does
+pub(crate) fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result {
+    // `CARGO` is the cargo that runs us: the same toolchain.
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    cargo.args(arguments).env("PROTOC", program::protoc()?);
+    let line = shown(&cargo);
+    eprintln!("$ {line}");
+    let status = cargo.status().map_err(|error| format!("`{line}` does not start: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
+}
+
+/// A program that `cargo build` has put beside this one
+pub(crate) fn built(name: &str) -> Result<PathBuf> {
+    let program = env::current_exe()?.with_file_name(format!("{name}{}", env::consts::EXE_SUFFIX));
+    if !program.is_file() {
+        return Err(format!("{} was not built; run xtask as `cargo xtask`", program.display()).into());
+    }
+    Ok(program)
+}
+
+fn shown(cargo: &Command) -> String {
+    let arguments = cargo.get_args().map(OsStr::to_string_lossy);
+    ["cargo".into()].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,68 @@
+//! `cargo xtask test`: the whole suite
+
+use std::{env, ffi::OsString, process::Command};
+
+use crate::{Result, cargo, program};
+
+pub(crate) fn run(arguments: &[OsString]) -> Result {
+    report_etcd()?;
+    // Without etcd the channel works over static lists; nothing else in the suite builds that.
+    cargo::run(["check", "--package", "callsign", "--no-default-features"])?;
+    // Suites start these as processes.
+    cargo::run(["build", "--package", "callsign-examples", "--package", "callsign-tests", "--bins"])?;
+    cargo::run(suite(arguments))
+}
+
+/// `cargo test` with the caller's arguments, over the workspace unless they name packages
+fn suite(arguments: &[OsString]) -> Vec<OsString> {
+    let of_cargo = arguments.iter().map_while(|argument| argument.to_str().filter(|text| *text != "--"));
+    let scope = (!of_cargo.into_iter().any(chooses_packages)).then(|| OsString::from("--workspace"));
+    [OsString::from("test")].into_iter().chain(scope).chain(arguments.iter().cloned()).collect()
+}
+
+fn chooses_packages(argument: &str) -> bool {
+    argument.starts_with("-p") || argument.starts_with("--package") || argument == "--workspace"
+}
+
+/// Says which etcd the suites will find
+///
+/// They pause, kill and restart it, so only a program will do, not a cluster.
+fn report_etcd() -> Result {
+    let required = env::var_os("CALLSIGN_REQUIRE_ETCD").is_some_and(|value| value == "1");
+    match program::on_path("etcd") {
+        Some(etcd) => {
+            let version = Command::new(&etcd).arg("--version").output()?.stdout;
+            let version = String::from_utf8_lossy(&version);
+            println!(
+                "real etcd: {}, {}",
+                etcd.display(),
+                version.lines().next().unwrap_or("unknown version")
+            );
+            Ok(())
+        }
+        None if required => Err("CALLSIGN_REQUIRE_ETCD=1, but there is no `etcd` on PATH".into()),
+        None => {
+            println!("real etcd: none on PATH; the suites that need one will fail");
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(arguments: &[&str]) -> String {
+        let arguments: Vec<_> = arguments.iter().map(OsString::from).collect();
+        suite(&arguments).join(&OsString::from(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn the_suite_is_the_workspace_unless_packages_are_named() {
+        assert_eq!(line(&[]), "test --workspace");
+        assert_eq!(line(&["killed", "--", "--nocapture"]), "test --workspace killed -- --nocapture");
+        assert_eq!(line(&["-p", "callsign"]), "test -p callsign");
+        assert_eq!(line(&["--package=callsign"]), "test --package=callsign");
+        assert_eq!(line(&["--", "-p"]), "test --workspace -- -p");
+    }
+}
