@@ -7,7 +7,7 @@
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`real`], [`etcd`] | a real etcd, or the word that there is none |
 //! | [`load`] | steady calls and what became of each |
-//! | [`updates`] | what a channel said about its endpoints, and when |
+//! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
 //! | [`scripted`] | an HTTP/2 server whose frames are written by hand |
 //! | [`peers`] | listeners that are no gRPC server at all |
 //! | [`wait`] | waiting for a condition, with a bound |
@@ -30,8 +30,8 @@ pub mod service;
 pub mod etcd;
 pub mod real;
 
+pub mod channel;
 pub mod load;
-pub mod updates;
 
 pub mod peers;
 pub mod scripted;

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use callsign::{Channel, EndpointState, discover};
+use callsign::EndpointState;
 use callsign_tests::{
+    channel::{UpdateLog, over},
     greeter,
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
     peers::Peer,
-    updates::UpdateLog,
 };
 
 /// Calls for 12 s over two servers and `peer`; afterwards, what the channel says about the peer
@@ -16,7 +16,7 @@ async fn none_fails_beside(peer: &Peer, deadline: Duration) -> String {
     let servers = [greeter!().start().await, greeter!().start().await];
     let addresses = [servers[0].address(), peer.address(), servers[1].address()];
     let began = Instant::now();
-    let channel = Channel::builder(discover::fixed(addresses)).build();
+    let channel = over(addresses);
     let log = UpdateLog::new(channel.updates());
     let client = GreeterClient::new(channel.clone());
     let load = Pace::FULL.open_loop(|| greet(client.clone(), deadline)).await;

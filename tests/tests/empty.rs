@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use callsign::{Channel, Etcd, EtcdChannel, EtcdOptions, WaitForReady, discover};
+use callsign::{Etcd, EtcdChannel, EtcdOptions, WaitForReady};
 use callsign_tests::{
+    channel::over,
     greeter,
     load::{Pace, greet},
     pb::{HelloRequest, greeter_client::GreeterClient},
@@ -84,7 +85,7 @@ async fn the_first_server_of_a_service_is_called_within_a_second_of_its_key() {
 #[tokio::test]
 async fn a_call_that_finds_nobody_listening_names_the_endpoints_and_the_cause() {
     let peers = [Peer::deaf(), Peer::deaf()];
-    let channel = Channel::builder(discover::fixed(peers.each_ref().map(Peer::address))).build();
+    let channel = over(peers.each_ref().map(Peer::address));
     let (status, took) = wait::timed(GreeterClient::new(channel).say_hello(hello())).await;
     let status = status.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use callsign::{Address, Channel, EndpointState, discover};
+use callsign::{Address, Channel, EndpointState};
 use callsign_tests::{
+    channel::{UpdateLog, over},
     echo::{Chunk, echo_client::EchoClient},
     greeter,
     load::{Pace, greet},
     pb::{HelloRequest, greeter_client::GreeterClient},
-    updates::UpdateLog,
     wait,
 };
 use tokio::sync::mpsc;
@@ -18,7 +18,7 @@ use tonic::Code;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn channel(addresses: impl IntoIterator<Item = Address>) -> (Channel, UpdateLog) {
-    let channel = Channel::builder(discover::fixed(addresses)).build();
+    let channel = over(addresses);
     let log = UpdateLog::new(channel.updates());
     (channel, log)
 }

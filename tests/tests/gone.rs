@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callsign::{Channel, Etcd, EtcdChannel, EtcdDiscover, EtcdOptions, Registration, discover};
+use callsign::{Channel, Etcd, EtcdChannel, EtcdOptions, Registration, discover::EtcdDiscover};
 use callsign_tests::{
+    channel::over,
     echo::{Chunk, Wanted, echo_client::EchoClient},
     etcd::EtcdProcess,
     greeter,
@@ -70,7 +71,7 @@ fn a_channel_leaves_nothing() {
         drop(peers);
         let before = left();
         assert_leaves_nothing(async {
-            let channel = Channel::builder(discover::fixed([server.address()])).build();
+            let channel = over([server.address()]);
             greet(GreeterClient::new(channel.clone()), BOUND).await.unwrap();
             let mut client = EchoClient::new(channel);
             let wanted = Wanted { chunks: 3, size: 1, rest_ms: 0 };
@@ -87,7 +88,7 @@ fn a_response_stream_goes_on_after_the_last_channel_and_then_leaves_nothing() {
     alone(async {
         let server = greeter!().start().await;
         assert_leaves_nothing(async {
-            let mut client = EchoClient::new(Channel::builder(discover::fixed([server.address()])).build());
+            let mut client = EchoClient::new(over([server.address()]));
             let wanted = Wanted { chunks: 20, size: 1, rest_ms: 100 };
             let mut down = client.download(wanted).await.unwrap().into_inner();
             drop(client);
@@ -117,13 +118,13 @@ fn a_channel_leaves_nothing_at_a_frozen_peer() {
     alone(async {
         let server = greeter!().start().await;
         assert_leaves_nothing(async {
-            let channel = Channel::builder(discover::fixed([server.address()])).build();
+            let channel = over([server.address()]);
             freeze_with_calls_in_flight(&server, channel).await;
         })
         .await;
         // Now the handshake is what hangs.
         assert_leaves_nothing(async {
-            let channel = Channel::builder(discover::fixed([server.address()])).build();
+            let channel = over([server.address()]);
             greet(GreeterClient::new(channel), Duration::from_millis(500)).await.unwrap_err();
         })
         .await;
@@ -135,7 +136,7 @@ fn a_channel_leaves_nothing_where_nobody_listens() {
     alone(async {
         let peer = Peer::deaf();
         assert_leaves_nothing(async {
-            let channel = Channel::builder(discover::fixed([peer.address()])).build();
+            let channel = over([peer.address()]);
             greet(GreeterClient::new(channel), BOUND).await.unwrap_err();
         })
         .await;

@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use callsign::{Address, Channel, EtcdChannel, discover};
+use callsign::{Address, EtcdChannel};
 use callsign_tests::{
+    channel::over,
     etcd::EtcdProcess,
     greeter,
     load::greet,
@@ -32,7 +33,7 @@ fn hello() -> HelloRequest {
 #[tokio::test]
 async fn a_client_works_inside_a_spawned_task() {
     let server = Local::start().await;
-    let mut client = GreeterClient::new(Channel::builder(discover::fixed([server.address()])).build());
+    let mut client = GreeterClient::new(over([server.address()]));
     let reply = tokio::spawn(async move { client.say_hello(hello()).await });
     assert!(reply.await.unwrap().unwrap().get_ref().message.starts_with("Hello handle"));
 }
@@ -40,7 +41,7 @@ async fn a_client_works_inside_a_spawned_task() {
 #[tokio::test]
 async fn a_client_works_with_an_interceptor() {
     let server = Local::start().await;
-    let channel = Channel::builder(discover::fixed([server.address()])).build();
+    let channel = over([server.address()]);
     let seen = Arc::new(AtomicU32::new(0));
     let count = seen.clone();
     let mut client = GreeterClient::with_interceptor(channel.clone(), move |request: Request<()>| {
@@ -60,7 +61,7 @@ async fn a_client_works_with_an_interceptor() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clones_work_from_64_tasks_at_once() {
     let servers = [Local::start().await, Local::start().await];
-    let channel = Channel::builder(discover::fixed(servers.each_ref().map(Local::address))).build();
+    let channel = over(servers.each_ref().map(Local::address));
     let client = GreeterClient::new(channel.clone());
     let mut clones = vec![client; 1000];
     let mut tasks = JoinSet::new();
@@ -87,7 +88,7 @@ fn runtime() -> Runtime {
 
 /// A call over a channel of a runtime's own
 async fn call(address: Address) {
-    let channel = Channel::builder(discover::fixed([address])).build();
+    let channel = over([address]);
     greet(GreeterClient::new(channel), DEADLINE).await.expect("the server is at work");
 }
 
@@ -134,7 +135,7 @@ fn a_channel_outlives_the_runtime_it_was_built_in_without_a_panic() {
     let server = outer.block_on(greeter!().start());
     let inner = runtime();
     let channel = inner.block_on(async {
-        let channel = Channel::builder(discover::fixed([server.address()])).build();
+        let channel = over([server.address()]);
         greet(GreeterClient::new(channel.clone()), DEADLINE).await.unwrap();
         channel
     });

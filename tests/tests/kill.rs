@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use callsign::{EndpointState, Etcd, EtcdChannel, EtcdOptions};
 use callsign_tests::{
+    channel::UpdateLog,
     etcd::EtcdProcess,
     greeter,
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
     process::Process,
     real,
-    updates::UpdateLog,
 };
 use tokio::time::{sleep, sleep_until};
 

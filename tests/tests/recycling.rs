@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use callsign::{Channel, EndpointState, discover};
+use callsign::EndpointState;
 use callsign_tests::{
+    channel::{UpdateLog, over},
     greeter,
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
-    updates::UpdateLog,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -16,8 +16,7 @@ async fn no_call_fails_while_the_servers_recycle_their_connections_every_200_ms(
     let servers =
         [greeter!().max_connection_age(age).start().await, greeter!().max_connection_age(age).start().await];
     let began = Instant::now();
-    let channel =
-        Channel::builder(discover::fixed(servers.each_ref().map(|server| server.address()))).build();
+    let channel = over(servers.each_ref().map(|server| server.address()));
     let log = UpdateLog::new(channel.updates());
     let client = GreeterClient::new(channel);
     let load = Pace::FULL.open_loop(|| greet(client.clone(), Duration::from_secs(2))).await;

@@ -6,8 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use callsign::{Channel, discover};
+use callsign::Channel;
 use callsign_tests::{
+    channel::over,
     echo::{Chunk, echo_client::EchoClient},
     scripted::{Peer, Scripted, code},
     wait,
@@ -148,7 +149,7 @@ impl Gate {
 }
 
 fn client(server: &Scripted) -> EchoClient<Channel> {
-    EchoClient::new(Channel::builder(discover::fixed([server.address()])).build())
+    EchoClient::new(over([server.address()]))
 }
 
 /// Runs a test for each cell of the matrix, which it names when it fails

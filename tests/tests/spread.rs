@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use callsign::{Channel, EndpointAddress, discover};
+use callsign::EndpointAddress;
 use callsign_tests::{
+    channel::over,
     greeter,
     load::{Pace, greet},
     pb::{HelloRequest, greeter_client::GreeterClient},
@@ -13,8 +14,7 @@ use callsign_tests::{
 #[tokio::test]
 async fn two_equal_servers_share_calls_that_come_one_after_the_other() {
     let servers = [greeter!().start().await, greeter!().start().await];
-    let channel =
-        Channel::builder(discover::fixed(servers.each_ref().map(|server| server.address()))).build();
+    let channel = over(servers.each_ref().map(|server| server.address()));
     let client = GreeterClient::new(channel);
     let pace = Pace { rate: 200, lasting: Duration::from_secs(5) };
     let load = pace.one_after_the_other(|| greet(client.clone(), Duration::from_secs(2))).await;
@@ -28,8 +28,7 @@ async fn two_equal_servers_share_calls_that_come_one_after_the_other() {
 #[tokio::test]
 async fn the_response_says_who_answered() {
     let servers = [greeter!().start().await, greeter!().start().await];
-    let channel =
-        Channel::builder(discover::fixed(servers.each_ref().map(|server| server.address()))).build();
+    let channel = over(servers.each_ref().map(|server| server.address()));
     let mut client = GreeterClient::new(channel);
     for _ in 0..20 {
         let reply = client.say_hello(HelloRequest { name: "who".to_owned() }).await.unwrap();

@@ -9,8 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use callsign::{Channel, discover};
+use callsign::Channel;
 use callsign_tests::{
+    channel::over,
     echo::{Chunk, Wanted, echo_client::EchoClient},
     service::Local,
     wait,
@@ -23,7 +24,7 @@ const BOUND: Duration = Duration::from_secs(2);
 const FOR_EVER: u32 = 600_000;
 
 fn channel(server: &Local) -> Channel {
-    Channel::builder(discover::fixed([server.address()])).build()
+    over([server.address()])
 }
 
 fn chunk(payload: impl Into<Bytes>) -> Chunk {

@@ -1,15 +1,21 @@
-//! What a channel said about its endpoints, and when
+//! Channels over a list of addresses, and what they said about their endpoints, and when
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use callsign::{Address, EndpointState, EndpointUpdate};
+use callsign::{Address, Channel, EndpointState, EndpointUpdate, discover};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_stream::{Stream, StreamExt};
 
 use crate::wait;
+
+/// A channel with the library's defaults
+pub fn over(addresses: impl IntoIterator<Item = Address>) -> Channel {
+    let addresses: Vec<_> = addresses.into_iter().collect();
+    Channel::builder(discover::fixed(addresses)).build().expect("the defaults are valid")
+}
 
 /// Everything that came out of `channel.updates()` since the log was begun
 #[derive(Debug)]
