@@ -175,7 +175,9 @@ fn assert_taken_once(server: &Scripted, case: Case, marker: &str, times: usize) 
     assert!(taken.body == case.body(marker), "the body is whole: {} bytes", taken.body.len());
 }
 
-/// A first connection with room for one stream: holds a call, then runs `then`; all others serve
+/// A first connection with room for one stream: answers a call, holds the next, then runs `then`; all others serve
+///
+/// The answered call makes it a connection that has worked: the loss of one that never did is followed by a backoff.
 async fn with_room_for_one<F>(
     case: Case,
     go: Arc<Notify>,
@@ -192,7 +194,10 @@ where
                 return peer.serve().await;
             }
             peer.settings(Some(1)).await;
-            let stream = peer.headers(0).await;
+            let answered = peer.headers(0).await;
+            peer.end(answered).await;
+            peer.respond(answered).await;
+            let stream = peer.headers(1).await;
             peer.body(stream, case.sent_at_first()).await;
             go.notified().await;
             then(stream, peer).await;
@@ -207,8 +212,9 @@ async fn a_call_that_waits_for_a_stream_goes_elsewhere_when_the_connection_close
         let go = Arc::new(Notify::new());
         let server = with_room_for_one(case, go.clone(), |_, peer| async move { peer.close() }).await;
         let (client, gate) = (client(&server), Gate::new());
+        MATRIX[0].call(client.clone(), "answered", gate.clone()).await.unwrap();
         let first = case.spawn(&client, "first", &gate);
-        server.record().until(|calls| (calls.len() == 1).then_some(())).await;
+        server.record().until(|calls| (calls.len() == 2).then_some(())).await;
         let mut second = Box::pin(case.call(client, "second", gate.clone()));
         wait::assert_waits("a call without a stream", &mut second);
 
@@ -233,8 +239,9 @@ async fn a_call_that_waits_for_a_stream_goes_elsewhere_after_goaway_and_the_firs
         })
         .await;
         let (client, gate) = (client(&server), Gate::new());
+        MATRIX[0].call(client.clone(), "answered", gate.clone()).await.unwrap();
         let first = case.spawn(&client, "first", &gate);
-        server.record().until(|calls| (calls.len() == 1).then_some(())).await;
+        server.record().until(|calls| (calls.len() == 2).then_some(())).await;
         let mut second = Box::pin(case.call(client, "second", gate.clone()));
         wait::assert_waits("a call without a stream", &mut second);
 
