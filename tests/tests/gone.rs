@@ -66,12 +66,11 @@ fn assert_more_than(before: &Left) {
 fn a_channel_leaves_nothing() {
     alone(async {
         let server = greeter!().start().await;
-        let peers = [Peer::deaf(), Peer::mute().await, Peer::http1().await];
-        // The peers' own tasks and descriptors come and go with connections.
-        drop(peers);
+        // Their tasks and descriptors in this process end with the connections that the channel holds.
+        let peers = [Peer::deaf(), Peer::mute().await, Peer::http1().await, Peer::slammer().await];
         let before = left();
         assert_leaves_nothing(async {
-            let channel = over([server.address()]);
+            let channel = over(peers.iter().map(Peer::address).chain([server.address()]));
             greet(GreeterClient::new(channel.clone()), BOUND).await.unwrap();
             let mut client = EchoClient::new(channel);
             let wanted = Wanted { chunks: 3, size: 1, rest_ms: 0 };
