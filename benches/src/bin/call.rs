@@ -78,7 +78,10 @@ struct Hello;
 
 #[tonic::async_trait]
 impl Greeter for Hello {
-    async fn say_hello(&self, request: Request<HelloRequest>) -> std::result::Result<Response<HelloReply>, Status> {
+    async fn say_hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> std::result::Result<Response<HelloReply>, Status> {
         Ok(Response::new(HelloReply { message: request.into_inner().name }))
     }
 }
@@ -91,7 +94,8 @@ async fn serve() -> Result<()> {
         write!(line, "{}{}", if line.is_empty() { "" } else { "," }, listener.local_addr()?)?;
         let router = transport::Server::builder().add_service(GreeterServer::new(Hello));
         let incoming = TcpListenerStream::new(listener);
-        let incoming = incoming.map(|stream| stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream)));
+        let incoming =
+            incoming.map(|stream| stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream)));
         servers.spawn(router.serve_with_incoming(incoming));
     }
     println!("{line}");
@@ -121,8 +125,12 @@ async fn measure(addresses: Vec<SocketAddr>, rounds: usize, slice: Duration) -> 
         for concurrency in CONCURRENCIES {
             for variant in VARIANTS {
                 let sample = match variant {
-                    "callsign" => sample(variant, GreeterClient::new(ours.clone()), concurrency, slice).await?,
-                    "channel" => sample(variant, GreeterClient::new(single.clone()), concurrency, slice).await?,
+                    "callsign" => {
+                        sample(variant, GreeterClient::new(ours.clone()), concurrency, slice).await?
+                    }
+                    "channel" => {
+                        sample(variant, GreeterClient::new(single.clone()), concurrency, slice).await?
+                    }
                     _ => sample(variant, GreeterClient::new(balanced.clone()), concurrency, slice).await?,
                 };
                 if round > 0 {
@@ -164,7 +172,12 @@ where
     }
     let (cpu, elapsed) = (cpu_time() - cpu, start.elapsed());
     let calls = f64::from(calls);
-    Ok(Sample { variant, concurrency, micros: cpu.as_secs_f64() * 1e6 / calls, rate: calls / elapsed.as_secs_f64() })
+    Ok(Sample {
+        variant,
+        concurrency,
+        micros: cpu.as_secs_f64() * 1e6 / calls,
+        rate: calls / elapsed.as_secs_f64(),
+    })
 }
 
 fn cpu_time() -> Duration {
@@ -180,7 +193,8 @@ fn compare(rounds: usize, millis: u64) -> Result<()> {
     print_table("unpinned: client with two workers", &unpinned);
     for (what, of) in [("cpu_ratio", micros as fn(&Sample) -> f64), ("throughput_ratio", rate)] {
         for concurrency in CONCURRENCIES {
-            let ratio = median(&pinned, "callsign", concurrency, of) / median(&pinned, "balance_list", concurrency, of);
+            let ratio = median(&pinned, "callsign", concurrency, of)
+                / median(&pinned, "balance_list", concurrency, of);
             println!("figure {what}_c{concurrency} {ratio:.3}");
         }
     }
@@ -198,12 +212,17 @@ impl Drop for Running {
     }
 }
 
-fn spawn(setup: &Setup, role: &str, more: &[String]) -> Result<(Running, impl Iterator<Item = String> + use<>)> {
+fn spawn(
+    setup: &Setup,
+    role: &str,
+    more: &[String],
+) -> Result<(Running, impl Iterator<Item = String> + use<>)> {
     let cpu = setup.cpu.map_or_else(|| "-".into(), |cpu| cpu.to_string());
     let mut command = Command::new(std::env::current_exe()?);
     command.args([role, &cpu, &setup.workers.to_string()]).args(more).stdout(Stdio::piped());
     let mut child = command.spawn()?;
-    let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(std::result::Result::ok);
+    let lines =
+        BufReader::new(child.stdout.take().expect("piped")).lines().map_while(std::result::Result::ok);
     Ok((Running(child), lines))
 }
 
@@ -235,7 +254,8 @@ fn rate(sample: &Sample) -> f64 {
 }
 
 fn sorted(samples: &[Sample], variant: &str, concurrency: usize, of: fn(&Sample) -> f64) -> Vec<f64> {
-    let chosen = samples.iter().filter(|sample| sample.variant == variant && sample.concurrency == concurrency);
+    let chosen =
+        samples.iter().filter(|sample| sample.variant == variant && sample.concurrency == concurrency);
     let mut values: Vec<f64> = chosen.map(of).collect();
     values.sort_by(f64::total_cmp);
     values

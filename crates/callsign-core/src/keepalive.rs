@@ -52,10 +52,23 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Watchdog {
     keep_alive: KeepAlive,
-    last_read: Instant,
+    /// When a call was first seen in flight since something was read. Stays when the calls end unanswered: callers with
+    /// deadlines would otherwise hide a dead peer from us for ever.
+    waiting_since: Option<Instant>,
     last_ping: Option<Instant>,
     unanswered: bool,
     pings_since_message: u32,
+    /// Calls begun when the last ping went out.
+    calls_at_ping: u64,
+}
+
+/// What a connection is doing, as far as its watchdog cares
+#[derive(Clone, Copy, Debug)]
+pub struct Activity {
+    /// Whether calls are in flight
+    pub busy: bool,
+    /// Calls begun since the connection was made
+    pub calls: u64,
 }
 
 /// Pings allowed between two messages before the slow pace: gRFC A8's two strikes.
@@ -64,14 +77,21 @@ const FREE_PINGS: u32 = 2;
 const SLOW_PACE: Duration = Duration::from_secs(310);
 
 impl Watchdog {
-    /// Starts watching; `now` counts as the last time something was read
-    pub fn new(keep_alive: KeepAlive, now: Instant) -> Self {
-        Self { keep_alive, last_read: now, last_ping: None, unanswered: false, pings_since_message: 0 }
+    /// Starts watching
+    pub fn new(keep_alive: KeepAlive) -> Self {
+        Self {
+            keep_alive,
+            waiting_since: None,
+            last_ping: None,
+            unanswered: false,
+            pings_since_message: 0,
+            calls_at_ping: 0,
+        }
     }
 
     /// Bytes came in; any byte proves that the peer lives
-    pub fn on_read(&mut self, now: Instant) {
-        self.last_read = now;
+    pub fn on_read(&mut self) {
+        self.waiting_since = None;
         self.unanswered = false;
     }
 
@@ -80,34 +100,49 @@ impl Watchdog {
         self.pings_since_message = 0;
     }
 
-    /// What to do now; `busy_since` is when the connection last went from no calls in flight to one
-    ///
-    /// `None` for `busy_since` means that no call is in flight.
-    pub fn verdict(&mut self, now: Instant, busy_since: Option<Instant>) -> Verdict {
+    /// Calls are in flight; `now` is asked for if this is the first news of it since something was read
+    pub fn on_busy(&mut self, now: impl FnOnce() -> Instant) {
+        if self.waiting_since.is_none() {
+            self.waiting_since = Some(now());
+        }
+    }
+
+    /// What to do now
+    pub fn verdict(&mut self, now: Instant, activity: Activity) -> Verdict {
         let (KeepAlive::OnDemand { timeout, .. } | KeepAlive::Periodic { timeout, .. }) = self.keep_alive;
         if let (true, Some(sent)) = (self.unanswered, self.last_ping) {
             return if now >= sent + timeout { Verdict::Dead } else { Verdict::Wait(sent + timeout) };
         }
-        let Some(busy_since) = busy_since else { return Verdict::Idle };
-        let due = match self.keep_alive {
-            KeepAlive::OnDemand { silence, .. } => {
-                let silent = self.last_read.max(busy_since) + silence;
-                match self.last_ping {
-                    Some(last) if self.pings_since_message >= FREE_PINGS => silent.max(last + SLOW_PACE),
-                    _ => silent,
-                }
-            }
+        if !activity.busy {
+            return Verdict::Idle;
+        }
+        let waiting_since = *self.waiting_since.get_or_insert(now);
+        let (due, look_again) = match self.keep_alive {
+            KeepAlive::OnDemand { silence, .. } => match self.may_ping_from(activity.calls) {
+                Some(at) => (at.max(waiting_since + silence), silence),
+                None => (waiting_since + silence, silence),
+            },
             KeepAlive::Periodic { interval, .. } => {
-                self.last_ping.unwrap_or(busy_since).max(busy_since) + interval
+                (self.last_ping.unwrap_or(waiting_since) + interval, interval)
             }
         };
         if now < due {
-            return Verdict::Wait(due);
+            // A message or a new call may bring the next ping forward: never sleep for longer than it would then take.
+            return Verdict::Wait(due.min(now + look_again));
         }
         self.last_ping = Some(now);
         self.unanswered = true;
         self.pings_since_message += 1;
+        self.calls_at_ping = activity.calls;
         Verdict::Ping
+    }
+
+    /// Before when the peer would mind another ping; `None` if it would not
+    fn may_ping_from(&self, calls: u64) -> Option<Instant> {
+        // The third ping is the last that grpc-go bears with. It is kept for calls that began after the second: the peer
+        // may have frozen since.
+        let free = if calls > self.calls_at_ping { FREE_PINGS + 1 } else { FREE_PINGS };
+        self.last_ping.filter(|_| self.pings_since_message >= free).map(|last| last + SLOW_PACE)
     }
 }
 
@@ -119,82 +154,95 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    fn start() -> Instant {
+    const IDLE: Activity = Activity { busy: false, calls: 1 };
+    const BUSY: Activity = Activity { busy: true, calls: 1 };
+
+    fn start() -> (Watchdog, Instant) {
         #[allow(clippy::disallowed_methods, reason = "any instant will do as the zero of a test")]
-        Instant::now()
+        let zero = Instant::now();
+        (Watchdog::new(KeepAlive::default()), zero)
+    }
+
+    /// Follows the verdicts up to `until`, answering every ping at once; the seconds of the pings
+    fn pings(dog: &mut Watchdog, zero: Instant, from: u64, until: u64, activity: Activity) -> Vec<u64> {
+        let (mut now, mut pings) = (zero + secs(from), Vec::new());
+        while now < zero + secs(until) {
+            match dog.verdict(now, activity) {
+                Verdict::Wait(at) => now = at,
+                Verdict::Ping => {
+                    pings.push((now - zero).as_secs());
+                    dog.on_read();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        pings
     }
 
     #[test]
     fn an_idle_connection_is_left_alone() {
-        let t0 = start();
-        let mut dog = Watchdog::new(KeepAlive::default(), t0);
-        assert_eq!(dog.verdict(t0 + secs(3600), None), Verdict::Idle);
+        let (mut dog, t0) = start();
+        assert_eq!(dog.verdict(t0 + secs(3600), IDLE), Verdict::Idle);
     }
 
     #[test]
-    fn silence_counts_from_the_first_call_not_from_the_last_byte_of_an_older_one() {
-        let t0 = start();
-        let mut dog = Watchdog::new(KeepAlive::default(), t0);
-        let busy = Some(t0 + secs(100));
-        assert_eq!(dog.verdict(t0 + secs(101), busy), Verdict::Wait(t0 + secs(105)));
-        assert_eq!(dog.verdict(t0 + secs(105), busy), Verdict::Ping);
-        assert_eq!(dog.verdict(t0 + secs(105), busy), Verdict::Wait(t0 + secs(108)));
-        assert_eq!(dog.verdict(t0 + secs(108), busy), Verdict::Dead);
+    fn silence_counts_from_the_first_call_and_ends_in_death() {
+        let (mut dog, t0) = start();
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(100), BUSY), Verdict::Wait(t0 + secs(105)));
+        assert_eq!(dog.verdict(t0 + secs(105), BUSY), Verdict::Ping);
+        assert_eq!(dog.verdict(t0 + secs(105), BUSY), Verdict::Wait(t0 + secs(108)));
+        assert_eq!(dog.verdict(t0 + secs(108), BUSY), Verdict::Dead);
     }
 
     #[test]
     fn any_byte_answers_a_ping() {
-        let t0 = start();
-        let mut dog = Watchdog::new(KeepAlive::default(), t0);
-        assert_eq!(dog.verdict(t0 + secs(5), Some(t0)), Verdict::Ping);
-        dog.on_read(t0 + secs(6));
-        assert_eq!(dog.verdict(t0 + secs(8), Some(t0)), Verdict::Wait(t0 + secs(11)));
+        let (mut dog, t0) = start();
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Ping);
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(8), BUSY), Verdict::Wait(t0 + secs(13)));
     }
 
     #[test]
-    fn an_unanswered_ping_kills_even_when_the_call_that_caused_it_is_gone() {
-        let t0 = start();
-        let mut dog = Watchdog::new(KeepAlive::default(), t0);
-        assert_eq!(dog.verdict(t0 + secs(5), Some(t0)), Verdict::Ping);
-        assert_eq!(dog.verdict(t0 + secs(8), None), Verdict::Dead);
+    fn calls_that_time_out_one_after_the_other_do_not_hide_a_dead_peer() {
+        let (mut dog, t0) = start();
+        for second in 0..5 {
+            assert_eq!(dog.verdict(t0 + secs(second), BUSY), Verdict::Wait(t0 + secs(5)));
+            assert_eq!(dog.verdict(t0 + secs(second), IDLE), Verdict::Idle);
+        }
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Ping);
+        assert_eq!(dog.verdict(t0 + secs(8), IDLE), Verdict::Dead);
     }
 
     #[test]
     fn a_quiet_stream_costs_two_pings_then_one_every_310_s_until_a_message_comes() {
-        let t0 = start();
-        let mut dog = Watchdog::new(KeepAlive::default(), t0);
-        let mut pings = Vec::new();
-        let mut now = t0;
-        let mut run = |dog: &mut Watchdog, until: Instant| {
-            while now < until {
-                match dog.verdict(now, Some(t0)) {
-                    Verdict::Wait(at) => now = at,
-                    Verdict::Ping => {
-                        pings.push((now - t0).as_secs());
-                        dog.on_read(now);
-                    }
-                    other => panic!("{other:?}"),
-                }
-            }
-            std::mem::take(&mut pings)
-        };
-        assert_eq!(run(&mut dog, t0 + secs(700)), [5, 10, 320, 630]);
+        let (mut dog, t0) = start();
+        assert_eq!(pings(&mut dog, t0, 0, 700, BUSY), [5, 10, 320, 630]);
         dog.on_message();
-        dog.on_read(t0 + secs(940));
-        assert_eq!(run(&mut dog, t0 + secs(1000)), [945, 950]);
+        dog.on_read();
+        assert_eq!(pings(&mut dog, t0, 700, 800, BUSY), [705, 710]);
+    }
+
+    #[test]
+    fn a_call_that_begins_after_the_free_pings_gets_one_of_its_own() {
+        let (mut dog, t0) = start();
+        assert_eq!(pings(&mut dog, t0, 0, 60, BUSY), [5, 10]);
+        let another = Activity { busy: true, calls: 2 };
+        assert_eq!(pings(&mut dog, t0, 60, 300, another), [60]);
+        let one_more = Activity { busy: true, calls: 3 };
+        assert_eq!(pings(&mut dog, t0, 300, 400, one_more), [370], "the fourth would be one too many");
     }
 
     #[test]
     fn periodic_pings_go_out_whatever_is_read() {
-        let t0 = start();
-        let keep_alive = KeepAlive::Periodic { interval: secs(10), timeout: secs(3) };
-        let mut dog = Watchdog::new(keep_alive, t0);
-        dog.on_read(t0 + secs(9));
-        assert_eq!(dog.verdict(t0 + secs(9), Some(t0)), Verdict::Wait(t0 + secs(10)));
-        assert_eq!(dog.verdict(t0 + secs(10), Some(t0)), Verdict::Ping);
-        dog.on_read(t0 + secs(10));
-        assert_eq!(dog.verdict(t0 + secs(11), Some(t0)), Verdict::Wait(t0 + secs(20)));
-        assert_eq!(dog.verdict(t0 + secs(20), Some(t0)), Verdict::Ping);
-        assert_eq!(dog.verdict(t0 + secs(23), Some(t0)), Verdict::Dead);
+        let (_, t0) = start();
+        let mut dog = Watchdog::new(KeepAlive::Periodic { interval: secs(10), timeout: secs(3) });
+        assert_eq!(dog.verdict(t0, BUSY), Verdict::Wait(t0 + secs(10)));
+        assert_eq!(dog.verdict(t0 + secs(10), BUSY), Verdict::Ping);
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(11), BUSY), Verdict::Wait(t0 + secs(20)));
+        assert_eq!(dog.verdict(t0 + secs(20), BUSY), Verdict::Ping);
+        assert_eq!(dog.verdict(t0 + secs(23), BUSY), Verdict::Dead);
     }
 }

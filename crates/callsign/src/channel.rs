@@ -35,12 +35,12 @@ use tonic::{Status, body::Body};
 use tower::{BoxError, discover::Discover};
 use tower_service::Service;
 
+pub use self::view::{EndpointInfo, EndpointUpdate, Updates};
 #[cfg(feature = "etcd")]
 pub use self::{
     etcd::{ConnectError, EtcdChannel, EtcdChannelBuilder},
     target::TargetError,
 };
-pub use self::view::{EndpointInfo, EndpointUpdate, Updates};
 pub use crate::endpoint::EndpointState;
 
 use self::{
@@ -148,7 +148,11 @@ struct CallOptions {
 
 impl CallOptions {
     fn timeout(&self, path: &str) -> Option<Duration> {
-        if self.method_timeouts.is_empty() { self.timeout } else { self.method_timeouts.get(path).copied().or(self.timeout) }
+        if self.method_timeouts.is_empty() {
+            self.timeout
+        } else {
+            self.method_timeouts.get(path).copied().or(self.timeout)
+        }
     }
 }
 
@@ -212,7 +216,8 @@ impl Settings {
             method_timeouts: self.method_timeouts,
             user_agent: user_agent(self.user_agent)?,
         };
-        let parse = |text: String| Authority::try_from(text.as_str()).map_err(|_| SettingsError::Authority(text));
+        let parse =
+            |text: String| Authority::try_from(text.as_str()).map_err(|_| SettingsError::Authority(text));
         let authority = self.authority.map(parse).transpose()?;
         let waiters = Arc::<Waiters>::default();
         let connection = connection::Config {

@@ -10,20 +10,20 @@ mod tap;
 mod waiters;
 
 use std::{
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
-use callsign_core::{
-    keepalive::{KeepAlive, Watchdog},
-    streams::Streams,
-};
+use callsign_core::{keepalive::KeepAlive, streams::Streams};
 use h2::{Reason, client};
 use tokio::{
     net::TcpStream,
@@ -88,6 +88,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Receive windows, as in hyper's client: large enough for a fast network, small enough to bound a slow reader.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
+/// A stream limit that no SETTINGS frame can set: it has 32 bits, and none at all is h2's `usize::MAX`.
+const NO_SETTINGS: usize = usize::MAX - 1;
 /// Streams that were cancelled here and may still be answered: remembered, so that a late answer is no protocol error.
 const CANCELLED_STREAMS: usize = 1024;
 
@@ -108,34 +110,35 @@ async fn handshake(
         .max_concurrent_reset_streams(CANCELLED_STREAMS)
         // Answers to calls that were cancelled and forgotten are no attack of the server's.
         .max_local_error_reset_streams(None)
-        // No stream before SETTINGS; from then on the limit that h2 reports is the peer's.
-        .initial_max_send_streams(0)
+        // Unread messages, however small, are bounded by the window alone: the smallest gRPC message has 5 bytes, and h2
+        // charges 256 less its length for a small frame. The default kills a connection with 11 000 unread small ones.
+        .data_frame_budget(CONNECTION_WINDOW as usize / 5 * 251)
+        // No stream is sent before SETTINGS were applied; this limit tells when, for a peer can set any other.
+        .initial_max_send_streams(NO_SETTINGS)
         .handshake(Tap::new(tcp, Arc::clone(&news)))
         .await
         .map_err(failed)?;
-    let limit = poll_fn(|cx| match Pin::new(&mut h2).poll(cx) {
+    poll_fn(|cx| match Pin::new(&mut h2).poll(cx) {
         Poll::Ready(Ok(())) => Poll::Ready(Err(ConnectError::Closed)),
         Poll::Ready(Err(error)) => Poll::Ready(Err(failed(error))),
-        // A peer that allows no streams at all is as good as silent.
         Poll::Pending => match h2.max_concurrent_send_streams() {
-            0 => Poll::Pending,
-            limit => Poll::Ready(Ok(limit)),
+            NO_SETTINGS => Poll::Pending,
+            _ => Poll::Ready(Ok(())),
         },
     })
     .await?;
 
     let ping_pong = h2.ping_pong().expect("nobody took it before");
-    let watchdog = Watchdog::new(config.keep_alive, Instant::now().into_std());
     let shared = Arc::new(Shared {
         address: address.clone(),
         streams: Arc::default(),
-        send: Mutex::new(Some(send)),
+        outbox: Mutex::new(Outbox { send: Some(send), calls: 0 }),
         closed: watch::Sender::new(None),
+        answered: AtomicBool::new(false),
         waiters: Arc::clone(&config.waiters),
         waker: AtomicWaker::new(),
     });
-    shared.allow(limit);
-    let driver = Driver::new(h2, news, ping_pong, Arc::clone(&shared), watchdog);
+    let driver = Driver::new(h2, news, ping_pong, Arc::clone(&shared), config.keep_alive);
     Ok((Connection { sender: Sender { shared } }, driver))
 }
 
@@ -153,6 +156,11 @@ impl Connection {
         &self.sender
     }
 
+    /// Whether a response has ever begun on it
+    pub(crate) fn has_answered(&self) -> bool {
+        self.sender.shared.answered.load(Ordering::Relaxed)
+    }
+
     /// Waits until the connection takes no new streams, and says why
     pub(crate) async fn closed(&self) -> Closed {
         let mut closed = self.sender.shared.closed.subscribe();
@@ -163,7 +171,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.sender.shared.retire(Closed::Lost("drained".into()));
+        self.sender.shared.retire(Closed::Drained);
     }
 }
 
@@ -172,7 +180,9 @@ impl Drop for Connection {
 pub(crate) enum Closed {
     /// The peer asked to go elsewhere; streams that it accepted go on
     GoAway(Arc<str>),
-    /// The connection is broken, or its owner let it go
+    /// The owner let it go
+    Drained,
+    /// The connection is broken
     Lost(Arc<str>),
 }
 
@@ -223,20 +233,25 @@ pub(crate) struct OpenStream {
 
 impl OpenStream {
     /// Sends `call` and waits for the response headers
+    ///
+    /// The body is sent from the caller's own polls. Only what is left of it when the response begins gets a task.
     pub(crate) async fn send(self, call: &mut Outgoing) -> Result<http::Response<Incoming>, SendError> {
-        let (response, stream) = self.shared.start(call)?;
-        let pump = call.transmit(stream).await;
-        match response.await {
+        let (mut response, stream) = self.shared.start(call)?;
+        let mut attempt = call.transmit(stream);
+        let answer = poll_fn(|cx| {
+            if let Some(sending) = &mut attempt
+                && call.poll_send(sending, cx).is_ready()
+            {
+                attempt = None;
+            }
+            Pin::new(&mut response).poll(cx)
+        });
+        match answer.await {
             Ok(response) => {
-                call.commit();
+                let pump = attempt.map(|attempt| call.pump(attempt));
                 Ok(response.map(|body| Incoming::new(self, body, pump)))
             }
-            Err(error) => {
-                if let Some(pump) = pump {
-                    pump.propagate_panic().await;
-                }
-                Err(self.classify(&error, call))
-            }
+            Err(error) => Err(self.classify(&error, call)),
         }
     }
 
@@ -277,58 +292,74 @@ pub(crate) enum SendError {
 struct Shared {
     address: Address,
     streams: Arc<Streams>,
-    /// `None` once the connection may close.
-    send: Mutex<Option<client::SendRequest<Bytes>>>,
-    /// Set once, when no new streams are taken any more.
+    outbox: Mutex<Outbox>,
+    /// Set when no new streams are taken any more.
     closed: watch::Sender<Option<Closed>>,
+    /// Whether a response has ever begun.
+    answered: AtomicBool,
     /// Calls that wait for a stream, on this connection or another of their channel.
     waiters: Arc<Waiters>,
     /// The driver's.
     waker: AtomicWaker,
 }
 
+/// Where calls get their handle to h2 from
+#[derive(Debug)]
+struct Outbox {
+    /// `None` once the connection may close.
+    send: Option<client::SendRequest<Bytes>>,
+    /// Handles given out.
+    calls: u64,
+}
+
+impl Outbox {
+    fn open(&mut self) -> Option<client::SendRequest<Bytes>> {
+        self.calls += 1;
+        self.send.clone()
+    }
+}
+
 impl Shared {
-    fn sender(&self) -> MutexGuard<'_, Option<client::SendRequest<Bytes>>> {
-        self.send.lock().unwrap_or_else(PoisonError::into_inner)
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_sender(&self) {
+    /// Lets go of h2, which then says GOAWAY and closes
+    fn shut(&self) {
         // Dropped outside of our lock: h2 takes its own.
-        let sender = self.sender().take();
-        drop(sender);
+        let send = self.outbox().send.take();
+        drop(send);
     }
 
     /// Opens a stream in h2: from here on the call counts as sent
     fn start(&self, call: &Outgoing) -> Result<(client::ResponseFuture, h2::SendStream<Bytes>), SendError> {
-        let request = call.head();
-        let mut guard = self.sender();
-        let send = guard.as_mut().ok_or(SendError::NotSent)?;
-        match send.send_request(request, call.is_empty()) {
-            Ok(opened) => {
-                // Near the limit h2 makes this handle wait for its last stream; we count streams ourselves, and a clone
-                // knows of no stream to wait for.
-                if !self.streams.has_room() {
-                    *send = send.clone();
-                }
-                Ok(opened)
-            }
-            // Connection or request: only a connection that is finished says so again.
-            Err(error) => match refusal(send) {
-                Some(refusal) => {
-                    drop(guard);
-                    self.retire(Closed::GoAway(refusal));
-                    Err(SendError::NotSent)
-                }
-                None => Err(SendError::Failed(error::bad_request(&error))),
-            },
+        // A clone for each call: near the limit h2 makes a handle wait for its last stream. We count streams ourselves,
+        // and a new handle knows of no stream to wait for.
+        let mut send = self.outbox().open().ok_or(SendError::NotSent)?;
+        let opened = send.send_request(call.head(), call.is_empty());
+        if self.streams.open() == 1 {
+            // h2 wakes nobody while its output is blocked, but the driver must begin to watch the peer.
+            self.waker.wake();
         }
+        // Connection or request: only a connection that is finished says so again.
+        opened.map_err(|error| match poll_now(&mut send) {
+            Poll::Ready(Err(closed)) => {
+                self.retire(Closed::GoAway(closed.to_string().into()));
+                SendError::NotSent
+            }
+            _ => SendError::Failed(error::bad_request(&error)),
+        })
     }
 
     /// Takes no new streams from here on, because the peer said so
     fn on_go_away(&self) {
         // The frame may have only begun to come in; then h2 does not know of it yet, and has no reason to give.
-        let refusal = self.sender().as_mut().and_then(refusal);
-        self.retire(Closed::GoAway(refusal.unwrap_or_else(|| "the peer sent GOAWAY".into())));
+        let handle = self.outbox().send.clone();
+        let cause = match handle.map(|mut handle| poll_now(&mut handle)) {
+            Some(Poll::Ready(Err(error))) => error.to_string(),
+            _ => "the peer sent GOAWAY".to_owned(),
+        };
+        self.retire(Closed::GoAway(cause.into()));
     }
 
     fn is_retired(&self) -> bool {
@@ -352,11 +383,13 @@ impl Shared {
         }
     }
 
-    /// Takes no new streams from here on; the first reason stays
+    /// Takes no new streams from here on; the first reason stays, but for a loss, which is the last
     fn retire(&self, reason: Closed) {
         self.closed.send_if_modified(|closed| {
             let first = closed.is_none();
-            closed.get_or_insert(reason);
+            if first || matches!(reason, Closed::Lost(_)) && !matches!(closed, Some(Closed::Lost(_))) {
+                *closed = Some(reason);
+            }
             first
         });
         self.streams.set_limit(0);
@@ -364,10 +397,7 @@ impl Shared {
     }
 }
 
-/// Why h2 opens no streams on this connection: lost, told to go away, or out of stream ids
-fn refusal(send: &mut client::SendRequest<Bytes>) -> Option<Arc<str>> {
-    match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Err(error)) => Some(error.to_string().into()),
-        _ => None,
-    }
+/// Whether h2 opens streams: an error if it never will again
+fn poll_now(send: &mut client::SendRequest<Bytes>) -> Poll<Result<(), h2::Error>> {
+    send.poll_ready(&mut Context::from_waker(Waker::noop()))
 }

@@ -6,6 +6,7 @@ use callsign_core::{backoff::Backoff, load::Load};
 use http::uri::Authority;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
@@ -126,7 +127,7 @@ pub(crate) fn spawn(
 
 /// Attempts start at least this far apart: a server that accepts and hangs up at once is not dialled in a loop.
 const SPACING: Duration = Duration::from_millis(100);
-/// A connection lost this soon after its attempt began counts as a failed attempt.
+/// A connection lost this soon after its attempt began, without a single response, counts as a failed attempt.
 const SHORT_LIVED: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -157,57 +158,53 @@ impl Worker {
     }
 
     /// Connects for ever; the present connection stands in `current`, for whoever stops this
-    async fn keep_connected(&mut self, current: &mut Option<(Connection, tokio::task::JoinHandle<()>)>) {
-        let mut cause = None;
+    async fn keep_connected(&mut self, current: &mut Option<(Connection, JoinHandle<()>)>) {
+        self.report(EndpointState::Connecting, None, None);
         loop {
             let started = Instant::now();
-            self.report(EndpointState::Connecting, None, cause.take());
-            match connection::connect(&self.endpoint.address, &self.config).await {
+            let cause = match connection::connect(&self.endpoint.address, &self.config).await {
                 Ok((connection, driver)) => {
                     let sender = connection.sender().clone();
                     let (connection, _) = current.insert((connection, tokio::spawn(driver)));
                     self.report(EndpointState::Ready, Some(sender), None);
                     let closed = connection.closed().await;
+                    let useless = started.elapsed() < SHORT_LIVED && !connection.has_answered();
                     *current = None;
-                    cause = Some(self.on_closed(closed, started));
+                    self.on_closed(closed, useless)
                 }
                 Err(error) => {
                     self.failures = self.failures.saturating_add(1);
-                    cause = Some(error.to_string().into());
+                    error.to_string().into()
                 }
-            }
-            self.pause(started, &cause).await;
+            };
+            self.pause(started, cause).await;
         }
     }
 
-    fn on_closed(&mut self, closed: Closed, started: Instant) -> Arc<str> {
-        match closed {
-            Closed::GoAway(cause) => {
-                self.failures = 0;
-                cause
-            }
-            Closed::Lost(cause) => {
-                let short_lived = started.elapsed() < SHORT_LIVED;
-                self.failures = if short_lived { self.failures.saturating_add(1) } else { 0 };
-                cause
-            }
-        }
+    fn on_closed(&mut self, closed: Closed, useless: bool) -> Arc<str> {
+        let (cause, failed) = match closed {
+            Closed::GoAway(cause) => (cause, false),
+            Closed::Lost(cause) => (cause, useless),
+            Closed::Drained => ("drained".into(), false),
+        };
+        self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
+        cause
     }
 
     /// Waits until the next attempt may start, counted from the start of the last one
-    async fn pause(&mut self, started: Instant, cause: &Option<Arc<str>>) {
+    async fn pause(&mut self, started: Instant, cause: Arc<str>) {
         let wait = Backoff::CONNECTION.wait(self.failures, &mut fastrand::Rng::new());
         let next = started + wait.max(SPACING);
-        if next <= Instant::now() {
-            return;
+        if self.failures == 0 || next <= Instant::now() {
+            self.report(EndpointState::Connecting, None, Some(cause));
+            return sleep_until(next).await;
         }
-        if self.failures > 0 {
-            self.report(EndpointState::Backoff, None, cause.clone());
-        }
+        self.report(EndpointState::Backoff, None, Some(cause));
         tokio::select! {
             () = sleep_until(next) => {}
             () = self.renewed.notified() => self.failures = 0,
         }
+        self.report(EndpointState::Connecting, None, None);
     }
 
     fn report(&self, state: EndpointState, sender: Option<Sender>, cause: Option<Arc<str>>) {

@@ -57,3 +57,8 @@ pub(crate) fn deadline_exceeded_reading(address: &Address) -> Status {
 pub(crate) fn too_many_waiting(service: &str) -> Status {
     Status::unavailable(format!("{service}: too many calls wait for an endpoint"))
 }
+
+/// The runtime that the channel was made in has ended
+pub(crate) fn channel_ended(service: &str) -> Status {
+    Status::unavailable(format!("{service}: the runtime that the channel was made in has ended"))
+}

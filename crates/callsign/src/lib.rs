@@ -10,9 +10,9 @@ mod replay;
 
 mod error;
 
+#[cfg(feature = "etcd")]
+pub use crate::channel::EtcdChannel;
 pub use crate::{
     channel::{Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, WaitForReady},
     instance::{Address, Instance},
 };
-#[cfg(feature = "etcd")]
-pub use crate::channel::EtcdChannel;

@@ -5,10 +5,9 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     panic::resume_unwind,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -26,22 +25,14 @@ const KEPT: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     head: Parts,
-    body: Slot,
-}
-
-#[derive(Debug)]
-enum Slot {
-    /// Sent, so far, from the caller's own poll.
-    Own(Replay),
-    /// Shared with a task that sends the rest.
-    Shared(Arc<Mutex<Replay>>),
+    replay: Replay,
 }
 
 impl Outgoing {
     /// A request that was not sent yet
     pub(crate) fn new(request: Request<Body>) -> Self {
         let (head, body) = request.into_parts();
-        Self { head, body: Slot::Own(Replay::new(body)) }
+        Self { head, replay: Replay::new(body) }
     }
 
     /// The head, to be completed before it is sent
@@ -61,61 +52,37 @@ impl Outgoing {
 
     /// Whether there is no body at all
     pub(crate) fn is_empty(&self) -> bool {
-        matches!(&self.body, Slot::Own(replay) if replay.is_empty())
+        self.replay.body.is_none() && self.replay.kept.is_empty()
     }
 
     /// Whether the call may be sent again: all that was sent of its body is still here
-    pub(crate) fn is_replayable(&mut self) -> bool {
-        self.replay(|replay| !replay.committed)
-    }
-
-    /// Ends keeping what is sent
-    pub(crate) fn commit(&mut self) {
-        self.replay(Replay::commit);
+    pub(crate) fn is_replayable(&self) -> bool {
+        !self.replay.committed
     }
 
     /// The error that the caller's own body ended with, if it did
     pub(crate) fn body_error(&mut self) -> Option<Status> {
-        self.replay(|replay| replay.error.take())
+        self.replay.error.take()
     }
 
-    fn replay<T>(&mut self, f: impl FnOnce(&mut Replay) -> T) -> T {
-        match &mut self.body {
-            Slot::Own(replay) => f(replay),
-            Slot::Shared(shared) => f(&mut lock(shared)),
-        }
+    /// Begins to send the body, from its beginning, on a new stream; nothing to send is `None`
+    pub(crate) fn transmit(&mut self, stream: SendStream<Bytes>) -> Option<Attempt> {
+        (self.replay.read, self.replay.sent) = (0, 0);
+        (!self.is_empty()).then_some(Attempt { stream, chunk: None, next: None, ended: false })
     }
 
-    /// Sends the body, from its beginning, on a new stream
-    ///
-    /// What is there is sent in the caller's poll, which is all there is of a unary call. A body that does not end at once
-    /// is left to a task; it ends with the [`Pump`].
-    pub(crate) async fn transmit(&mut self, stream: SendStream<Bytes>) -> Option<Pump> {
-        if self.is_empty() {
-            return None;
-        }
-        let mut attempt = Attempt { number: self.replay(Replay::restart), stream, chunk: None, next: None };
-        let sent = poll_fn(|cx| Poll::Ready(self.replay(|replay| attempt.poll_send(replay, cx)))).await;
-        sent.is_pending().then(|| self.spawn(attempt))
+    /// Sends on until the body has ended or must wait
+    pub(crate) fn poll_send(&mut self, attempt: &mut Attempt, cx: &mut Context<'_>) -> Poll<()> {
+        attempt.poll_send(&mut self.replay, cx)
     }
 
-    fn spawn(&mut self, mut attempt: Attempt) -> Pump {
-        let shared = match &mut self.body {
-            Slot::Shared(shared) => Arc::clone(shared),
-            Slot::Own(replay) => {
-                let shared = Arc::new(Mutex::new(std::mem::replace(replay, Replay::new(Body::empty()))));
-                self.body = Slot::Shared(Arc::clone(&shared));
-                shared
-            }
-        };
-        let sending = async move { poll_fn(|cx| attempt.poll_send(&mut lock(&shared), cx)).await };
+    /// Leaves the rest of the body to a task: the response has begun, so nothing is sent again
+    pub(crate) fn pump(&mut self, mut attempt: Attempt) -> Pump {
+        let mut replay = std::mem::replace(&mut self.replay, Replay::new(Body::empty()));
+        replay.commit();
+        let sending = async move { poll_fn(|cx| attempt.poll_send(&mut replay, cx)).await };
         Pump { task: tokio::spawn(sending) }
     }
-}
-
-fn lock(shared: &Mutex<Replay>) -> MutexGuard<'_, Replay> {
-    // A body that panicked is the caller's affair (`Pump::propagate_panic`) and leaves nothing half done here.
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The task that sends the rest of a body; dropping it ends the task and, unless all was sent, cancels the stream
@@ -126,9 +93,8 @@ pub(crate) struct Pump {
 
 impl Pump {
     /// Panics as the body did, if it did: a caller's panic belongs to the caller
-    pub(crate) async fn propagate_panic(mut self) {
-        self.task.abort();
-        if let Err(ended) = (&mut self.task).await
+    pub(crate) fn propagate_panic(&mut self, cx: &mut Context<'_>) {
+        if let Poll::Ready(Err(ended)) = Pin::new(&mut self.task).poll(cx)
             && let Ok(panic) = ended.try_into_panic()
         {
             resume_unwind(panic);
@@ -155,24 +121,12 @@ struct Replay {
     /// Bytes that the current attempt has sent.
     sent: usize,
     committed: bool,
-    /// Number of the current attempt; older ones must not touch the body any more.
-    attempt: u32,
 }
 
 impl Replay {
     fn new(body: Body) -> Self {
         let body = (!body.is_end_stream()).then_some(body);
-        Self { body, error: None, kept: VecDeque::new(), read: 0, sent: 0, committed: false, attempt: 0 }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.body.is_none() && self.kept.is_empty()
-    }
-
-    fn restart(&mut self) -> u32 {
-        (self.read, self.sent) = (0, 0);
-        self.attempt += 1;
-        self.attempt
+        Self { body, error: None, kept: VecDeque::new(), read: 0, sent: 0, committed: false }
     }
 
     fn commit(&mut self) {
@@ -188,6 +142,7 @@ impl Replay {
         }
     }
 
+    /// The next chunk to send, from what was kept or from the body; never an empty one
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, ()>>> {
         if self.committed {
             if let Some(chunk) = self.kept.pop_front() {
@@ -200,8 +155,10 @@ impl Replay {
         while let Some(body) = &mut self.body {
             match ready!(Pin::new(body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
-                    // A gRPC request has no trailers: anything but data is passed over.
-                    let Ok(chunk) = frame.into_data() else { continue };
+                    // A gRPC request has no trailers, and servers count empty DATA frames against us.
+                    let Some(chunk) = frame.into_data().ok().filter(|chunk| !chunk.is_empty()) else {
+                        continue;
+                    };
                     if !self.committed {
                         self.kept.push_back(chunk.clone());
                         self.read += 1;
@@ -220,51 +177,41 @@ impl Replay {
     }
 }
 
-/// One sending of the body, on one stream
+/// One sending of the body, on one stream; dropping it before the end cancels the stream
 #[derive(Debug)]
-struct Attempt {
-    number: u32,
+pub(crate) struct Attempt {
     stream: SendStream<Bytes>,
     /// Read, and not yet sent as a whole.
     chunk: Option<Bytes>,
     /// Read after `chunk`, to know whether `chunk` is the last; `Some(None)` is the end.
     next: Option<Option<Bytes>>,
+    /// All of it was sent.
+    ended: bool,
 }
 
 impl Attempt {
     /// Sends until the body has ended or must wait; errors of the stream end it, the response tells what they mean
     fn poll_send(&mut self, replay: &mut Replay, cx: &mut Context<'_>) -> Poll<()> {
-        if replay.attempt != self.number {
-            return Poll::Ready(());
-        }
         loop {
             let looked = self.look_ahead(replay, cx);
             if let Poll::Ready(false) = looked {
-                self.stream.send_reset(Reason::CANCEL);
                 return Poll::Ready(());
             }
-            let ended = matches!(self.next, Some(None));
             match self.chunk.take() {
-                Some(chunk) => match self.poll_chunk(chunk, ended, replay, cx) {
-                    Poll::Ready(true) => {}
-                    Poll::Ready(false) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
-                },
-                None if ended => {
-                    let _ = self.stream.send_data(Bytes::new(), true);
+                Some(chunk) => {
+                    if !ready!(self.poll_chunk(chunk, replay, cx)) || self.ended {
+                        return Poll::Ready(());
+                    }
+                }
+                None if matches!(self.next, Some(None)) => {
+                    self.ended = self.stream.send_data(Bytes::new(), true).is_ok();
                     return Poll::Ready(());
                 }
                 None => {}
             }
-            if ended && self.chunk.is_none() {
-                return Poll::Ready(());
-            }
             if self.chunk.is_none() && looked.is_pending() {
-                // Nothing to send: only the peer can have news. The body has our waker.
-                return match self.stream.poll_reset(cx) {
-                    Poll::Ready(_) => Poll::Ready(()),
-                    Poll::Pending => Poll::Pending,
-                };
+                // Nothing to send, and the body has our waker; only the peer can have news.
+                return self.stream.poll_reset(cx).map(drop);
             }
         }
     }
@@ -285,18 +232,13 @@ impl Attempt {
     }
 
     /// Sends a chunk as far as the window allows, keeping the rest; false if the stream takes no more
-    fn poll_chunk(
-        &mut self,
-        mut chunk: Bytes,
-        ended: bool,
-        replay: &mut Replay,
-        cx: &mut Context<'_>,
-    ) -> Poll<bool> {
-        // What is kept anyway may as well wait for its window inside h2: no waiting here, no task for a unary call.
+    fn poll_chunk(&mut self, mut chunk: Bytes, replay: &mut Replay, cx: &mut Context<'_>) -> Poll<bool> {
+        // What is kept anyway may as well wait for its window inside h2. Beyond that only what the window allows is sent:
+        // a call is committed by what has left, not by what would like to.
         if replay.committed || replay.sent + chunk.len() > KEPT {
             self.stream.reserve_capacity(chunk.len());
             let mut capacity = self.stream.capacity();
-            while capacity == 0 && !chunk.is_empty() {
+            while capacity == 0 {
                 match self.stream.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(granted))) => capacity = granted,
                     Poll::Ready(_) => return Poll::Ready(false),
@@ -307,12 +249,23 @@ impl Attempt {
                 }
             }
             if capacity < chunk.len() {
-                let rest = chunk.split_off(capacity);
-                self.chunk = Some(rest);
+                self.chunk = Some(chunk.split_off(capacity));
             }
         }
         replay.on_sent(chunk.len());
-        let last = ended && self.chunk.is_none();
-        Poll::Ready(self.stream.send_data(chunk, last).is_ok())
+        let last = self.chunk.is_none() && matches!(self.next, Some(None));
+        let taken = self.stream.send_data(chunk, last).is_ok();
+        self.ended = taken && last;
+        Poll::Ready(taken)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // The response future keeps the stream open, so a body that ends early, by its own error or by a panic, has to
+        // say so. On a stream that is closed already this does nothing.
+        if !self.ended {
+            self.stream.send_reset(Reason::CANCEL);
+        }
     }
 }

@@ -33,32 +33,44 @@ pub(super) async fn call(
     request: Request<Body>,
 ) -> Result<Response<Body>, Status> {
     let started = Instant::now();
-    let caller = grpc_timeout(request.headers()).map(|timeout| started + timeout);
+    let told = grpc_timeout(request.headers()).map(|timeout| Told { timeout, deadline: started + timeout });
     let own = options.timeout(request.uri().path()).map(|timeout| started + timeout);
-    let mut call = Call::new(request, caller, &options);
-    let Some(deadline) = caller.into_iter().chain(own).min() else {
+    let mut call = Call::new(request, told, &options);
+    let Some(deadline) = told.map(|told| told.deadline).into_iter().chain(own).min() else {
         return call.run(&shared).await;
     };
     match timeout_at(deadline, call.run(&shared)).await {
         Ok(result) => result,
-        Err(_) => Err(error::deadline_exceeded(shared.service(), deadline - started, call.sent_to.as_deref())),
+        Err(_) => {
+            Err(error::deadline_exceeded(shared.service(), deadline - started, call.sent_to.as_deref()))
+        }
     }
 }
+
+/// The caller's own deadline: covers the body, too, and is told to the server
+#[derive(Clone, Copy)]
+struct Told {
+    /// As the `grpc-timeout` header says.
+    timeout: Duration,
+    deadline: Instant,
+}
+
+/// Time a call may have waited without the server being told: less than it takes to get there.
+const UNTOLD: Duration = Duration::from_millis(1);
 
 struct Call {
     outgoing: Outgoing,
     wait_for_ready: bool,
-    /// The caller's own deadline: covers the body, too, and is told to the server.
-    deadline: Option<Instant>,
+    told: Option<Told>,
     /// Where the request was sent last.
     sent_to: Option<Arc<Endpoint>>,
 }
 
 impl Call {
-    fn new(mut request: Request<Body>, deadline: Option<Instant>, options: &CallOptions) -> Self {
+    fn new(mut request: Request<Body>, told: Option<Told>, options: &CallOptions) -> Self {
         let wait_for_ready = request.extensions_mut().remove::<WaitForReady>().is_some();
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
-        Self { outgoing: Outgoing::new(request), wait_for_ready, deadline, sent_to: None }
+        Self { outgoing: Outgoing::new(request), wait_for_ready, told, sent_to: None }
     }
 
     async fn run(&mut self, shared: &Shared) -> Result<Response<Body>, Status> {
@@ -83,15 +95,17 @@ impl Call {
 
     /// Completes the head for `endpoint`
     fn address_to(&mut self, endpoint: &Endpoint) -> Result<(), Status> {
-        // What is left of the deadline, in case the call has waited.
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let Parts { uri, headers, .. } = self.outgoing.head_mut();
         let mut parts = std::mem::take(uri).into_parts();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(endpoint.authority.clone());
         *uri = Uri::from_parts(parts).map_err(|_| error::bad_path())?;
-        if let Some(left) = left {
-            headers.insert(GRPC_TIMEOUT, timeout_value(left));
+        if let Some(told) = &mut self.told {
+            let left = told.deadline.saturating_duration_since(Instant::now());
+            if left + UNTOLD < told.timeout {
+                headers.insert(GRPC_TIMEOUT, timeout_value(left));
+                told.timeout = left;
+            }
         }
         Ok(())
     }
@@ -100,29 +114,43 @@ impl Call {
         let (mut parts, incoming) = response.into_parts();
         let endpoint = in_flight.endpoint();
         parts.extensions.insert(EndpointAddress(endpoint.address.clone()));
-        let deadline = self.deadline.map(|at| Box::pin(sleep_until(at)));
-        Response::from_parts(parts, Body::new(ResponseBody { incoming, deadline, in_flight }))
+        let deadline = self.told.map(|told| told.deadline);
+        Response::from_parts(parts, Body::new(ResponseBody { incoming, deadline, timer: None, in_flight }))
     }
 }
 
 /// A response body that counts its call as in flight and ends with the caller's deadline
 struct ResponseBody {
     incoming: Incoming,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Instant>,
+    /// Made when there is something to wait for.
+    timer: Option<Pin<Box<Sleep>>>,
     in_flight: InFlight,
+}
+
+impl ResponseBody {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.deadline else { return Poll::Pending };
+        self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut().poll(cx)
+    }
 }
 
 impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        if let Poll::Ready(frame) = Pin::new(&mut this.incoming).poll_frame(cx) {
-            return Poll::Ready(frame);
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            // More may always be there: a stream that never pauses has a deadline, too.
+            Poll::Ready(Some(Ok(frame)))
+                if frame.is_data() && this.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {}
+            Poll::Pending => ready!(this.poll_deadline(cx)),
+            ready => return ready,
         }
-        let Some(deadline) = &mut this.deadline else { return Poll::Pending };
-        ready!(deadline.as_mut().poll(cx));
         this.deadline = None;
         this.incoming.cancel();
         Poll::Ready(Some(Err(error::deadline_exceeded_reading(&this.in_flight.endpoint().address))))

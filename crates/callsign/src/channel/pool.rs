@@ -21,7 +21,7 @@ use super::shared::{Entry, Shared};
 use crate::{
     connection,
     endpoint::{self, Endpoint, EndpointState, Event, Handle},
-    instance::Instance,
+    instance::{Address, Instance},
 };
 
 /// What the pool needs to make endpoints
@@ -35,7 +35,7 @@ pub(super) struct EndpointConfig {
 /// The one writer of a channel's set of endpoints
 pub(super) struct Pool<D: Discover> {
     discover: Option<D>,
-    handles: HashMap<D::Key, (u64, Handle)>,
+    handles: HashMap<D::Key, (Address, Handle)>,
     config: EndpointConfig,
     shared: Arc<Shared>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -61,7 +61,15 @@ where
 {
     pub(super) fn new(discover: D, config: EndpointConfig, shared: Arc<Shared>) -> Self {
         let (reporter, events) = mpsc::unbounded_channel();
-        Self { discover: Some(discover), handles: HashMap::new(), config, shared, events, reporter, next_number: 0 }
+        Self {
+            discover: Some(discover),
+            handles: HashMap::new(),
+            config,
+            shared,
+            events,
+            reporter,
+            next_number: 0,
+        }
     }
 
     /// Runs until the channel's last handle is gone; then every endpoint drains by itself
@@ -98,7 +106,10 @@ where
         Pin::new(discover).poll_discover(cx).map(|change| match change {
             Some(Ok(change)) => News::Changed(change),
             Some(Err(error)) => News::Failed(error.into()),
-            None => News::Frozen,
+            None => {
+                self.discover = None;
+                News::Frozen
+            }
         })
     }
 
@@ -111,7 +122,10 @@ where
                 News::Changed(Change::Insert(key, instance)) => self.insert(key, instance, &mut book.entries),
                 News::Changed(Change::Remove(key)) => drop(self.handles.remove(&key)),
                 News::Frozen => {
-                    tracing::info!(service = shared.service(), "discovery has ended: the set of endpoints is frozen");
+                    tracing::info!(
+                        service = shared.service(),
+                        "discovery has ended: the set of endpoints is frozen"
+                    );
                     self.discover = None;
                 }
                 News::Failed(error) => {
@@ -124,12 +138,10 @@ where
     }
 
     fn insert(&mut self, key: D::Key, instance: Instance, entries: &mut Vec<Entry>) {
-        if let Some((number, handle)) = self.handles.get(&key) {
-            let known = entries.iter().find(|entry| entry.endpoint.number == *number);
-            if known.is_some_and(|entry| entry.endpoint.address == instance.address) {
-                return handle.renew();
-            }
-            // Another address under the same key: another endpoint. The old one drains when its handle is replaced.
+        match self.handles.get(&key) {
+            Some((address, handle)) if *address == instance.address => return handle.renew(),
+            // Another address under the same key is another endpoint; the old one drains when its handle is replaced.
+            _ => {}
         }
         let authority = match &self.config.authority {
             Some(authority) => authority.clone(),
@@ -143,11 +155,18 @@ where
         };
         let number = self.next_number;
         self.next_number += 1;
-        let address = instance.address;
+        let address = instance.address.clone();
         let endpoint = Arc::new(Endpoint { number, address, authority, load: Arc::new(Load::default()) });
         entries.push(Entry::new(Arc::clone(&endpoint)));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), self.reporter.clone());
-        self.handles.insert(key, (number, handle));
+        self.handles.insert(key, (instance.address, handle));
+    }
+}
+
+impl<D: Discover> Drop for Pool<D> {
+    fn drop(&mut self) {
+        // Its runtime may have ended before the channel did: nobody may wait for endpoints any more.
+        self.shared.end();
     }
 }
 

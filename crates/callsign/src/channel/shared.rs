@@ -1,7 +1,10 @@
 //! What calls, the pool and those who look on share
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,6 +33,8 @@ pub(super) struct Shared {
     book: Mutex<Book>,
     updates: broadcast::Sender<EndpointUpdate>,
     waiters: Arc<Waiters>,
+    /// The pool is gone: no endpoint will ever be ready again.
+    ended: AtomicBool,
 }
 
 /// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
@@ -55,7 +60,9 @@ pub(super) struct Entry {
 
 impl Book {
     pub(super) fn on_event(&mut self, event: Event) {
-        let Some(at) = self.entries.iter().position(|entry| entry.endpoint.number == event.endpoint) else { return };
+        let Some(at) = self.entries.iter().position(|entry| entry.endpoint.number == event.endpoint) else {
+            return;
+        };
         let entry = &mut self.entries[at];
         entry.state = event.state;
         entry.sender = event.sender;
@@ -120,6 +127,7 @@ impl Shared {
             book: Mutex::default(),
             updates: broadcast::Sender::new(UPDATES),
             waiters,
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -153,6 +161,13 @@ impl Shared {
         }
     }
 
+    /// Nothing will be published any more
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.ready.store(Arc::default());
+        self.waiters.wake_all();
+    }
+
     /// The present state of each endpoint, and all changes from then on
     pub(super) fn watch(&self) -> (Vec<EndpointUpdate>, broadcast::Receiver<EndpointUpdate>) {
         let book = self.book();
@@ -167,7 +182,9 @@ impl Shared {
     pub(super) async fn pick(&self, avoid: Option<u64>, wait_for_ready: bool) -> Result<Picked, Status> {
         match self.try_pick(avoid) {
             Ok(picked) => Ok(picked),
-            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !wait_for_ready => Err(self.unavailable()),
+            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !wait_for_ready => {
+                Err(self.unavailable())
+            }
             Err(_) => self.wait_and_pick(wait_for_ready).await,
         }
     }
@@ -181,6 +198,9 @@ impl Shared {
             notified.as_mut().enable();
             match self.try_pick(None) {
                 Ok(picked) => return Ok(picked),
+                Err(_) if self.ended.load(Ordering::SeqCst) => {
+                    return Err(error::channel_ended(&self.service));
+                }
                 Err(Unpicked::NoneReady) if !wait_for_ready => {
                     let at = *give_up.get_or_insert_with(|| Instant::now() + self.pick_timeout);
                     if tokio::time::timeout_at(at, notified).await.is_err() {
@@ -200,7 +220,8 @@ impl Shared {
     fn try_pick(&self, avoid: Option<u64>) -> Result<Picked, Unpicked> {
         let ready = self.ready.load();
         // Another endpoint if there is one, else the same one again.
-        let picked = self.pick_from(&ready, avoid).or_else(|| avoid.and_then(|_| self.pick_from(&ready, None)));
+        let picked =
+            self.pick_from(&ready, avoid).or_else(|| avoid.and_then(|_| self.pick_from(&ready, None)));
         picked.ok_or_else(|| {
             // A connection that takes no more streams is lost already, only not yet published as such.
             let open = ready.candidates.iter().any(|candidate| candidate.streams.limit() > 0);
@@ -257,7 +278,8 @@ impl Shared {
             let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})"));
             format!("{} is {}{}", entry.endpoint.address, entry.state, cause.unwrap_or_default())
         });
-        let more = if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
+        let more =
+            if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
         let described = described.collect::<Vec<_>>().join(", ");
         format!("{service}: none of {count} endpoints is ready: {described}{more}")
     }

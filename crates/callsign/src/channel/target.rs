@@ -50,7 +50,11 @@ impl FromStr for Target {
                     host.parse().map_err(|source| TargetError::Address { target: shown(), source })
                 };
                 let addresses: Vec<_> = listed(hosts).map(parse).collect::<Result<_, _>>()?;
-                if addresses.is_empty() { Err(TargetError::NoHosts(shown())) } else { Ok(Self::Direct(addresses)) }
+                if addresses.is_empty() {
+                    Err(TargetError::NoHosts(shown()))
+                } else {
+                    Ok(Self::Direct(addresses))
+                }
             }
             Some(("etcd", rest)) => {
                 let (hosts, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -58,7 +62,11 @@ impl FromStr for Target {
                 let service = key.map(unescape).filter(|key| !key.is_empty());
                 let service = service.ok_or_else(|| TargetError::NoService(shown()))?;
                 let hosts: Vec<_> = listed(hosts).map(str::to_owned).collect();
-                if hosts.is_empty() { Err(TargetError::NoHosts(shown())) } else { Ok(Self::Etcd { hosts, service }) }
+                if hosts.is_empty() {
+                    Err(TargetError::NoHosts(shown()))
+                } else {
+                    Ok(Self::Etcd { hosts, service })
+                }
             }
             Some(_) => Err(TargetError::Scheme(shown())),
         }

@@ -56,7 +56,11 @@ pub struct Updates {
 impl Updates {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
         let (present, changes) = shared.watch();
-        Self { shared: Arc::downgrade(shared), present: present.into(), changes: BroadcastStream::new(changes) }
+        Self {
+            shared: Arc::downgrade(shared),
+            present: present.into(),
+            changes: BroadcastStream::new(changes),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http_body::{Body, Frame};
 use tonic::Status;
 
@@ -25,14 +25,14 @@ pub(crate) struct Incoming {
 #[derive(Debug)]
 struct Open {
     stream: OpenStream,
-    _pump: Option<Pump>,
+    pump: Option<Pump>,
     body: RecvStream,
     data_ended: bool,
 }
 
 impl Incoming {
     pub(super) fn new(stream: OpenStream, body: RecvStream, pump: Option<Pump>) -> Self {
-        Self { open: Some(Open { stream, _pump: pump, body, data_ended: false }) }
+        Self { open: Some(Open { stream, pump, body, data_ended: false }) }
     }
 
     /// Ends the call now, unless it has ended
@@ -50,17 +50,22 @@ impl Open {
                     let _ = self.body.flow_control().release_capacity(data.len());
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                // A server that has said all and wants no more of the request: no failure (RFC 9113, section 8.1).
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(self.stream.shared.failed(&error)))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(self.failed(&error, cx)))),
                 None => self.data_ended = true,
             }
         }
         Poll::Ready(match ready!(self.body.poll_trailers(cx)) {
             Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
             Ok(None) => None,
-            Err(error) => Some(Err(self.stream.shared.failed(&error))),
+            Err(error) => Some(Err(self.failed(&error, cx))),
         })
+    }
+
+    fn failed(&mut self, error: &h2::Error, cx: &mut Context<'_>) -> Status {
+        if let Some(pump) = &mut self.pump {
+            pump.propagate_panic(cx);
+        }
+        self.stream.shared.failed(error)
     }
 }
 

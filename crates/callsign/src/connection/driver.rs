@@ -3,13 +3,13 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use callsign_core::keepalive::{Verdict, Watchdog};
+use callsign_core::keepalive::{Activity, KeepAlive, Verdict, Watchdog};
 use h2::{Ping, PingPong, client};
 use tokio::{
     net::TcpStream,
@@ -33,13 +33,14 @@ pub(crate) struct Driver {
     ping_pong: PingPong,
     shared: Arc<Shared>,
     watchdog: Watchdog,
-    busy_since: Option<Instant>,
+    /// The peer's stream limit as last seen.
+    limit: usize,
     /// For the watchdog and, once `closing`, for the end. Idle connections have none.
     timer: Option<Pin<Box<Sleep>>>,
     closing: bool,
 }
 
-/// Time for GOAWAY and FIN to leave; a frozen peer with full buffers never lets them.
+/// Time for GOAWAY and FIN to leave, or for what a peer sent before it hung up to come in.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Driver {
@@ -48,35 +49,42 @@ impl Driver {
         news: Arc<News>,
         ping_pong: PingPong,
         shared: Arc<Shared>,
-        watchdog: Watchdog,
+        keep_alive: KeepAlive,
     ) -> Self {
-        Self { h2, news, ping_pong, shared, watchdog, busy_since: None, timer: None, closing: false }
+        let (watchdog, limit) = (Watchdog::new(keep_alive), h2.max_concurrent_send_streams());
+        shared.allow(limit);
+        Self { h2, news, ping_pong, shared, watchdog, limit, timer: None, closing: false }
     }
 
-    fn on_news(&mut self) {
+    fn on_news(&mut self, cx: &mut Context<'_>) {
         let news = self.news.take();
-        if news == 0 {
-            return;
+        if news & News::READ != 0 {
+            self.watchdog.on_read();
         }
-        self.watchdog.on_read(Instant::now().into_std());
         if news & News::MESSAGE != 0 {
             self.watchdog.on_message();
-        }
-        if news & News::SETTINGS != 0 {
-            self.shared.allow(self.h2.max_concurrent_send_streams());
+            self.shared.answered.store(true, Ordering::Relaxed);
         }
         if news & News::GO_AWAY != 0 {
             self.shared.on_go_away();
+        }
+        if news & News::MUTE != 0 && !self.closing {
+            self.shared.retire(Closed::Lost(self.news.mute().unwrap_or("cannot write").into()));
+            self.close(cx);
+        }
+        // When h2 applies a SETTINGS frame is its own affair; a look at the result is cheap.
+        let limit = self.h2.max_concurrent_send_streams();
+        if limit != self.limit {
+            self.limit = limit;
+            self.shared.allow(limit);
         }
     }
 
     /// Lets the watchdog speak when its time has come; true if the peer is dead
     fn poll_watchdog(&mut self, cx: &mut Context<'_>) -> bool {
         let busy = self.shared.streams.open() > 0;
-        match (busy, self.busy_since) {
-            (true, None) => self.busy_since = Some(Instant::now()),
-            (false, Some(_)) => self.busy_since = None,
-            _ => {}
+        if busy {
+            self.watchdog.on_busy(|| Instant::now().into_std());
         }
         // An armed timer is left to fire: setting it anew for each call would cost more than one idle wake-up.
         let due = match &mut self.timer {
@@ -86,9 +94,9 @@ impl Driver {
         if !due {
             return false;
         }
+        let activity = Activity { busy, calls: self.shared.outbox().calls };
         loop {
-            let busy_since = self.busy_since.map(Instant::into_std);
-            match self.watchdog.verdict(Instant::now().into_std(), busy_since) {
+            match self.watchdog.verdict(Instant::now().into_std(), activity) {
                 Verdict::Idle => {
                     self.timer = None;
                     return false;
@@ -118,19 +126,20 @@ impl Driver {
         let _ = self.ping_pong.send_ping(Ping::opaque());
     }
 
-    /// Ends the connection once it is retired and its last stream is closed; true when its time is over
+    /// Begins to close once the connection is retired and its last stream has ended; true when the time for it is over
     fn poll_close(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.closing {
-            return self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+        if !self.closing && self.shared.is_retired() && self.shared.streams.open() == 0 {
+            self.close(cx);
         }
-        if self.shared.is_retired() && self.shared.streams.open() == 0 {
-            // Without the last handle h2 sends GOAWAY and closes by itself.
-            self.shared.take_sender();
-            self.closing = true;
-            self.timer = None;
-            return !self.arm(Instant::now() + CLOSE_TIMEOUT, cx);
-        }
-        false
+        self.closing && self.timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready())
+    }
+
+    fn close(&mut self, cx: &mut Context<'_>) {
+        self.closing = true;
+        self.shared.shut();
+        self.arm(Instant::now() + CLOSE_TIMEOUT, cx);
+        // h2 has to see that its last handle is gone.
+        cx.waker().wake_by_ref();
     }
 }
 
@@ -140,28 +149,18 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         this.shared.waker.register(cx.waker());
-        loop {
-            let ended = Pin::new(&mut this.h2).poll(cx);
-            this.on_news();
-            if let Poll::Ready(result) = ended {
-                let cause =
-                    result.err().map_or_else(|| "closed by the peer".into(), |error| error.to_string());
-                this.shared.retire(Closed::Lost(cause.into()));
-                return Poll::Ready(());
-            }
-            if !this.closing && this.poll_watchdog(cx) {
-                this.shared.retire(Closed::Lost("a PING was not answered".into()));
-                return Poll::Ready(());
-            }
-            let was_closing = this.closing;
-            if this.poll_close(cx) {
-                return Poll::Ready(());
-            }
-            if this.closing == was_closing {
-                return Poll::Pending;
-            }
-            // The last handle is gone just now: h2 has to see it.
+        let ended = Pin::new(&mut this.h2).poll(cx);
+        this.on_news(cx);
+        if let Poll::Ready(result) = ended {
+            let cause = result.err().map_or_else(|| "closed by the peer".into(), |error| error.to_string());
+            this.shared.retire(Closed::Lost(cause.into()));
+            return Poll::Ready(());
         }
+        if !this.closing && this.poll_watchdog(cx) {
+            this.shared.retire(Closed::Lost("a PING was not answered".into()));
+            return Poll::Ready(());
+        }
+        if this.poll_close(cx) { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -169,6 +168,6 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // Also when a runtime ends with the driver in it: nobody may wait for this connection any more.
         self.shared.retire(Closed::Lost("the driver was dropped".into()));
-        self.shared.take_sender();
+        self.shared.shut();
     }
 }

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) struct News {
     flags: AtomicU8,
     not_http2: OnceLock<String>,
+    mute: OnceLock<String>,
 }
 
 impl News {
@@ -26,10 +27,10 @@ impl News {
     pub(super) const READ: u8 = 1;
     /// HEADERS or DATA began.
     pub(super) const MESSAGE: u8 = 2;
-    /// A SETTINGS frame of the peer began.
-    pub(super) const SETTINGS: u8 = 4;
     /// A GOAWAY frame began.
-    pub(super) const GO_AWAY: u8 = 8;
+    pub(super) const GO_AWAY: u8 = 4;
+    /// Writing failed: nothing leaves any more, but what the peer had sent can still be read.
+    pub(super) const MUTE: u8 = 8;
 
     /// The flags since the last call
     pub(super) fn take(&self) -> u8 {
@@ -38,6 +39,11 @@ impl News {
             0 => 0,
             _ => self.flags.swap(0, Ordering::Relaxed),
         }
+    }
+
+    /// Why writing failed
+    pub(super) fn mute(&self) -> Option<&str> {
+        self.mute.get().map(String::as_str)
     }
 
     /// The beginning of what the peer sent, escaped, if it was no SETTINGS frame
@@ -85,9 +91,29 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tap<T> {
     }
 }
 
+impl<T> Tap<T> {
+    /// Hides a failure to write from h2, which would end the connection and with it what is still to be read
+    ///
+    /// A server that says GOAWAY and closes may have us find out by a write: the GOAWAY, and perhaps answers, are there to
+    /// be read all the same.
+    fn written(&self, result: io::Result<usize>, all: usize) -> io::Result<usize> {
+        result.or_else(|error| {
+            self.fail(&error);
+            Ok(all)
+        })
+    }
+
+    fn fail(&self, error: &io::Error) {
+        // The first failure is the cause.
+        let _ = self.news.mute.set(error.to_string());
+        self.news.flags.fetch_or(News::MUTE, Ordering::Relaxed);
+    }
+}
+
 impl<T: AsyncWrite + Unpin> AsyncWrite for Tap<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let result = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        Poll::Ready(self.written(result, buf.len()))
     }
 
     fn poll_write_vectored(
@@ -95,7 +121,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Tap<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let result = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs));
+        Poll::Ready(self.written(result, bufs.iter().map(|buf| buf.len()).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -103,7 +130,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Tap<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let result = ready!(Pin::new(&mut self.io).poll_flush(cx));
+        Poll::Ready(self.written(result.map(|()| 0), 0).map(drop))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -158,7 +186,6 @@ impl Scanner {
                 | usize::from(self.header[2]);
             flags |= match self.header[3] {
                 DATA | HEADERS => News::MESSAGE,
-                SETTINGS => News::SETTINGS,
                 GO_AWAY => News::GO_AWAY,
                 _ => 0,
             };
@@ -184,16 +211,32 @@ mod tests {
         for size in 1..stream.len() {
             let mut scanner = Scanner::default();
             let flags = stream.chunks(size).fold(0, |all, chunk| all | scanner.scan(chunk).unwrap());
-            assert_eq!(flags, News::READ | News::SETTINGS | News::MESSAGE, "cut every {size} bytes");
+            assert_eq!(flags, News::READ | News::MESSAGE, "cut every {size} bytes");
         }
     }
 
     #[test]
     fn go_away_is_news_and_its_payload_is_not() {
         let mut scanner = Scanner::default();
-        assert_eq!(scanner.scan(&frame(SETTINGS, 0)), Some(News::READ | News::SETTINGS));
+        assert_eq!(scanner.scan(&frame(SETTINGS, 0)), Some(News::READ));
         assert_eq!(scanner.scan(&frame(DATA, 5)), Some(News::READ | News::MESSAGE));
         assert_eq!(scanner.scan(&frame(GO_AWAY, 8)), Some(News::READ | News::GO_AWAY));
+    }
+
+    #[tokio::test]
+    async fn what_the_peer_sent_is_read_even_when_writing_fails() {
+        let news = Arc::new(News::default());
+        let (peer, ours) = tokio::io::duplex(1024);
+        let mut tap = Tap::new(ours, Arc::clone(&news));
+        let mut peer = peer;
+        tokio::io::AsyncWriteExt::write_all(&mut peer, &frame(SETTINGS, 0)).await.unwrap();
+        drop(peer);
+        tokio::io::AsyncWriteExt::write_all(&mut tap, b"lost").await.unwrap();
+        assert_eq!(news.take(), News::MUTE);
+        assert!(news.mute().is_some());
+        let mut read = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut tap, &mut read).await.unwrap();
+        assert_eq!(read, frame(SETTINGS, 0));
     }
 
     #[tokio::test]

@@ -1,0 +1,206 @@
+//! The channel that finds its endpoints in etcd
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use tonic::{Status, body::Body};
+use tower_service::Service;
+
+use super::{
+    Channel, EndpointInfo, Settings, SettingsError, Updates, call_settings,
+    target::{Target, TargetError},
+};
+use crate::{
+    discover::{EtcdDiscover, ServiceError, fixed},
+    etcd::{Etcd, EtcdError, EtcdOptions},
+};
+
+/// A balanced, self-healing channel to a service, found in etcd by its name
+///
+/// Every tonic-generated client takes it, also inside `tokio::spawn` and with interceptors. Clones are cheap and share
+/// everything; the last clone's drop ends it, as with [`Channel`].
+///
+/// ```no_run
+/// use callsign::EtcdChannel;
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let channel = EtcdChannel::connect("hello.rpc").await?; // etcd from CALLSIGN_ETCD, else 127.0.0.1:2379
+/// // let mut greeter = GreeterClient::new(channel);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct EtcdChannel {
+    channel: Channel,
+}
+
+/// Why there is no channel
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The target is neither a service name nor a list of addresses; the source says what it should be
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The name cannot be a service's
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// A setting cannot be
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The options of the etcd session are wrong
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// No endpoint was ready in time; the message names the service, where it was looked for and the last cause
+    #[error("{0}")]
+    NotReady(String),
+}
+
+impl EtcdChannel {
+    /// Connects to a service: by its name (`hello.rpc`, etcd from the environment), by
+    /// `etcd:///h1:2379,h2:2379?key=hello.rpc`, or to fixed addresses by `direct:///h1:9090,h2:9091`
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], within 5 s, if there is no list of instances, or none of them is ready.
+    pub async fn connect(target: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Self::builder(target).connect().await
+    }
+
+    /// The same without waiting: calls wait for the first endpoint instead, as far as the pick timeout lets them
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] if the target is wrong; never because of the network.
+    pub fn connect_lazy(target: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Self::builder(target).connect_lazy()
+    }
+
+    /// Settings for a channel to `target`
+    pub fn builder(target: impl AsRef<str>) -> EtcdChannelBuilder {
+        EtcdChannelBuilder {
+            target: target.as_ref().to_owned(),
+            etcd: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Every endpoint with its state and statistics
+    pub fn endpoints(&self) -> Vec<EndpointInfo> {
+        self.channel.endpoints()
+    }
+
+    /// The changes of endpoints' states, beginning with what they are now
+    pub fn updates(&self) -> Updates {
+        self.channel.updates()
+    }
+}
+
+impl fmt::Debug for EtcdChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.channel.fmt(f)
+    }
+}
+
+impl Service<Request<Body>> for EtcdChannel {
+    type Response = Response<Body>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Status>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.channel.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.channel.call(request)
+    }
+}
+
+/// Time for [`EtcdChannel::connect`] in all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings of an [`EtcdChannel`]
+#[must_use = "a builder does nothing until it connects"]
+pub struct EtcdChannelBuilder {
+    target: String,
+    etcd: Option<Etcd>,
+    connect_timeout: Duration,
+    settings: Settings,
+}
+
+impl EtcdChannelBuilder {
+    call_settings!();
+
+    /// The session to look the service up with
+    ///
+    /// Default: one of the channel's own, to the hosts in `CALLSIGN_ETCD`, else to 127.0.0.1:2379. An `etcd:///` target
+    /// names its own hosts and has no use for it.
+    pub fn etcd(mut self, etcd: &Etcd) -> Self {
+        self.etcd = Some(etcd.clone());
+        self
+    }
+
+    /// Time for [`connect`](Self::connect) in all: first list and first endpoint
+    ///
+    /// Default: 5 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Connects, and waits until the first endpoint is ready
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`], within the connect timeout.
+    pub async fn connect(self) -> Result<EtcdChannel, ConnectError> {
+        let timeout = self.connect_timeout;
+        let channel = self.connect_lazy()?;
+        let shared = &channel.channel.shared;
+        match tokio::time::timeout(timeout, shared.until_ready()).await {
+            Ok(()) => Ok(channel),
+            Err(_) => Err(ConnectError::NotReady(format!("{} (waited {timeout:?})", shared.why_unready()))),
+        }
+    }
+
+    /// Connects in the background
+    ///
+    /// Must be called within a tokio runtime, which then runs the channel's tasks.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] if the target or a setting is wrong; never because of the network.
+    pub fn connect_lazy(self) -> Result<EtcdChannel, ConnectError> {
+        let Self { target, etcd, mut settings, .. } = self;
+        let channel = match target.parse()? {
+            Target::Direct(addresses) => {
+                settings.service = target;
+                settings.build(fixed(addresses))?
+            }
+            Target::Etcd { hosts, service } => {
+                let etcd = match etcd {
+                    Some(etcd) if hosts.is_empty() => etcd,
+                    _ if hosts.is_empty() => Etcd::connect_lazy(EtcdOptions::from_env())?,
+                    _ => Etcd::connect_lazy(EtcdOptions::new(hosts))?,
+                };
+                let discover = EtcdDiscover::new(&etcd, service.as_str())?;
+                let state = discover.state();
+                settings.missing_list = Box::new(move || state.borrow().missing_list());
+                settings.service = service;
+                settings.build(discover)?
+            }
+        };
+        Ok(EtcdChannel { channel })
+    }
+}
+
+impl fmt::Debug for EtcdChannelBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdChannelBuilder").field("target", &self.target).finish_non_exhaustive()
+    }
+}
