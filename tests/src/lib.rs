@@ -1,3 +1,39 @@
-//! What the suites share
+//! What the suites in `tests/tests` stand on
+//!
+//! | module | gives |
+//! | --- | --- |
+//! | [`pb`], [`echo`] | the generated code of `proto/hello.proto` and `tests/proto/echo.proto` |
+//! | [`service`] | the two services, and a server of them in this process |
+//! | [`process`] | the same server in a process of its own, to be killed and stopped |
+//! | [`real`], [`etcd`] | a real etcd, or the word that there is none |
+//! | [`load`] | steady calls and what became of each |
+//! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
+//! | [`scripted`] | an HTTP/2 server whose frames are written by hand |
+//! | [`peers`] | listeners that are no gRPC server at all |
+//! | [`wait`] | waiting for a condition, with a bound |
+
+/// The tutorial's greeter, generated
+#[allow(missing_docs, unused_qualifications, reason = "generated")]
+pub mod pb {
+    tonic::include_proto!("pb");
+}
+
+/// Calls of all four shapes, generated
+#[allow(missing_docs, unused_qualifications, reason = "generated")]
+pub mod echo {
+    tonic::include_proto!("test");
+}
+
+pub mod process;
+pub mod service;
 
 pub mod etcd;
+pub mod real;
+
+pub mod channel;
+pub mod load;
+
+pub mod peers;
+pub mod scripted;
+
+pub mod wait;

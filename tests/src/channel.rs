@@ -1,0 +1,100 @@
+//! Channels over a list of addresses, and what they said about their endpoints, and when
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use callsign::{Address, Channel, EndpointState, EndpointUpdate, discover};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_stream::{Stream, StreamExt};
+
+use crate::wait;
+
+/// A channel with the library's defaults
+pub fn over(addresses: impl IntoIterator<Item = Address>) -> Channel {
+    let addresses: Vec<_> = addresses.into_iter().collect();
+    Channel::builder(discover::fixed(addresses)).build().expect("the defaults are valid")
+}
+
+/// Everything that came out of `channel.updates()` since the log was begun
+#[derive(Debug)]
+pub struct UpdateLog {
+    seen: Arc<watch::Sender<Vec<(Instant, EndpointUpdate)>>>,
+    task: JoinHandle<()>,
+}
+
+impl UpdateLog {
+    /// Begins to log
+    pub fn new(updates: impl Stream<Item = EndpointUpdate> + Send + 'static) -> Self {
+        let seen = Arc::new(watch::Sender::new(Vec::new()));
+        let log = seen.clone();
+        let task = tokio::spawn(async move {
+            let mut updates = std::pin::pin!(updates);
+            while let Some(update) = updates.next().await {
+                log.send_modify(|seen| seen.push((Instant::now(), update)));
+            }
+        });
+        Self { seen, task }
+    }
+
+    /// States of one endpoint since a time, in order
+    pub fn states(&self, address: &Address, since: Instant) -> Vec<(Instant, EndpointState)> {
+        let seen = self.seen.borrow();
+        let of = seen.iter().filter(|(at, update)| update.address == *address && *at >= since);
+        of.map(|(at, update)| (*at, update.state)).collect()
+    }
+
+    /// Waits until an endpoint has been in `state`, now or at any time since; says when that was reported
+    ///
+    /// # Panics
+    ///
+    /// If it was not within `bound`.
+    pub async fn until(
+        &self,
+        address: &Address,
+        state: EndpointState,
+        since: Instant,
+        bound: Duration,
+    ) -> Instant {
+        self.until_any(address, since, bound, &format!("{state:?}"), |seen| seen == state).await
+    }
+
+    /// Waits until an endpoint was reported in any state but ready; says when
+    ///
+    /// # Panics
+    ///
+    /// If it was not within `bound`.
+    pub async fn until_lost(&self, address: &Address, since: Instant, bound: Duration) -> Instant {
+        self.until_any(address, since, bound, "lost", |seen| seen != EndpointState::Ready).await
+    }
+
+    async fn until_any(
+        &self,
+        address: &Address,
+        since: Instant,
+        bound: Duration,
+        what: &str,
+        condition: impl Fn(EndpointState) -> bool,
+    ) -> Instant {
+        let mut changes = self.seen.subscribe();
+        wait::within(&format!("{address} is reported {what}"), bound, async {
+            loop {
+                changes.borrow_and_update();
+                if let Some((at, _)) =
+                    self.states(address, since).into_iter().find(|(_, seen)| condition(*seen))
+                {
+                    return at;
+                }
+                changes.changed().await.expect("the log holds the sender");
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for UpdateLog {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

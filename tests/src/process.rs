@@ -1,0 +1,166 @@
+//! Servers in processes of their own, to be killed, stopped and started again
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use callsign::instance::Address;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::mpsc;
+
+use crate::wait;
+
+/// The greeter binary of this package, to be started
+///
+/// A macro, because cargo tells the path of a binary to integration tests only.
+#[macro_export]
+macro_rules! greeter {
+    () => {
+        $crate::process::Greeter::new(env!("CARGO_BIN_EXE_greeter"))
+    };
+}
+
+/// What a process needs to print its first line on a busy machine
+const START: Duration = Duration::from_secs(10);
+
+/// A greeter process that is not started yet; see [`greeter!`](crate::greeter)
+#[derive(Debug)]
+pub struct Greeter(Command);
+
+impl Greeter {
+    /// With the binary's defaults: a port of its own, not registered
+    pub fn new(binary: &str) -> Self {
+        Self(Command::new(binary))
+    }
+
+    /// Listens there instead of on a port of its own
+    pub fn listen(self, address: &Address) -> Self {
+        self.option("--listen", address)
+    }
+
+    /// Registers as `service` in the etcd at `hosts`
+    pub fn register(mut self, service: &str, hosts: &str) -> Self {
+        self.0.env("CALLSIGN_ETCD", hosts);
+        self.option("--service", service)
+    }
+
+    /// Time to live of its registration
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.option("--ttl", ttl.as_secs())
+    }
+
+    /// How long it takes to greet; 2 ms by default
+    pub fn delay(self, delay: Duration) -> Self {
+        self.option("--delay-ms", delay.as_millis())
+    }
+
+    /// Tells clients to reconnect after this time
+    pub fn max_connection_age(self, age: Duration) -> Self {
+        self.option("--max-connection-age-ms", age.as_millis())
+    }
+
+    fn option(mut self, name: &str, value: impl ToString) -> Self {
+        self.0.arg(name).arg(value.to_string());
+        self
+    }
+
+    /// Starts it and waits until it listens
+    pub async fn start(mut self) -> Process {
+        let child =
+            self.0.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the greeter is built");
+        // Owned before anything can fail, so that it dies whatever happens.
+        let mut process = Process { child, address: Address::from(std::net::SocketAddr::from(([0; 4], 0))) };
+        let mut lines = process.lines();
+        process.address = wait::within("the greeter listens", START, async {
+            while let Some(line) = lines.recv().await {
+                if let Some(address) = line.strip_prefix("listening ") {
+                    return address.parse().expect("the greeter prints an address");
+                }
+            }
+            panic!("the greeter ended before it listened");
+        })
+        .await;
+        process
+    }
+}
+
+/// A running server process; killed when dropped
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    address: Address,
+}
+
+impl Process {
+    /// Where it listens
+    pub fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    /// SIGKILL; returns when it is gone
+    pub fn kill9(&mut self) {
+        // The only error is that it is gone already, which is what was asked for.
+        let _ = self.child.kill();
+        self.child.wait().expect("a child can be waited for");
+    }
+
+    /// SIGTERM
+    pub fn sigterm(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// SIGINT, as ctrl-c sends it
+    pub fn sigint(&self) {
+        self.signal(Signal::INT);
+    }
+
+    /// SIGSTOP; returns when all its threads stand still
+    pub async fn sigstop(&self) {
+        self.signal(Signal::STOP);
+        wait::until("the process stands still", START, || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()?;
+            let stopped = |thread: std::fs::DirEntry| {
+                let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
+            };
+            threads.flatten().all(stopped).then_some(())
+        })
+        .await;
+    }
+
+    /// SIGCONT
+    pub fn sigcont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Waits until it has ended by itself
+    pub async fn exited(&mut self, bound: Duration) -> ExitStatus {
+        let child = &mut self.child;
+        wait::until("the process ends", bound, || child.try_wait().expect("a child can be waited for")).await
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
+    }
+
+    /// Its output; read by a thread, so that it never blocks on a full pipe and needs no runtime
+    fn lines(&mut self) -> mpsc::UnboundedReceiver<String> {
+        let stdout = BufReader::new(self.child.stdout.take().expect("stdout is piped"));
+        let (sender, lines) = mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                // Read on when nobody listens: the pipe must not fill up.
+                let _ = sender.send(line);
+            }
+        });
+        lines
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
