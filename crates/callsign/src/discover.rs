@@ -1,4 +1,14 @@
 //! Where a channel's endpoints come from
+//!
+//! [`EtcdDiscover`] follows a service in etcd, [`fixed`] is a list that never changes. Both are
+//! [`Discover`](tower::discover::Discover)s: what [`Channel::builder`](crate::Channel::builder) takes.
+
+#[cfg(feature = "etcd")]
+mod by_address;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "etcd")]
+mod tonic_channel;
 
 use std::{
     convert::Infallible,
@@ -9,6 +19,10 @@ use std::{
 use futures_core::Stream;
 use tower::discover::Change;
 
+#[cfg(feature = "etcd")]
+pub use self::etcd::EtcdDiscover;
+#[cfg(feature = "etcd")]
+pub use crate::etcd::{ServiceError, Update, discovery::DiscoveryState};
 use crate::instance::{Address, Instance};
 
 /// A list of addresses that never changes

@@ -1,8 +1,55 @@
 //! Call a gRPC service by its name
+//!
+//! A server registers its callsign in etcd under a lease; a client asks for it by name and gets a balanced, self-healing
+//! channel that every tonic-generated client takes.
+//!
+//! ```no_run
+//! # #[cfg(feature = "etcd")]
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use callsign::EtcdChannel;
+//!
+//! let channel = EtcdChannel::connect("hello.rpc").await?;
+//! // let mut greeter = GreeterClient::new(channel);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A server is one line more than tonic's own; ctrl-c deregisters it, drains it, and stops it:
+//!
+//! ```no_run
+//! # #[cfg(feature = "server")]
+//! # async fn example(greeter: tonic::transport::server::Router) -> Result<(), Box<dyn std::error::Error>> {
+//! use callsign::ServeRegistered;
+//!
+//! // Server::builder().add_service(GreeterServer::new(Hello))
+//! greeter.serve_registered("hello.rpc", "127.0.0.1:9090").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`channel`] | [`EtcdChannel`] and [`Channel`]: the client |
+//! | [`server`] | [`Serve`]: bind, register, serve, drain |
+//! | [`etcd`] | [`Etcd`], the session; registration and discovery, for those who assemble |
+//! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
+//! | [`policy`] | which endpoint takes a call |
+//! | [`instance`] | [`Instance`] and [`Address`] |
+//!
+//! # Features
+//!
+//! `etcd` and `server` are on by default; `etcd` needs `protoc` at build time. Without them a [`Channel`] balances over
+//! static lists and any [`tower::discover::Discover`].
 
 pub mod channel;
+#[cfg(feature = "server")]
+pub mod server;
+
 pub mod discover;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod instance;
+pub use callsign_core::policy;
 
 mod connection;
 mod endpoint;
@@ -12,7 +59,14 @@ mod error;
 
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
-pub use crate::{
-    channel::{Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, WaitForReady},
-    instance::{Address, Instance},
+pub use crate::channel::{
+    Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, Updates, WaitForReady,
 };
+#[cfg(feature = "etcd")]
+pub use crate::etcd::{
+    Etcd, EtcdError, EtcdOptions,
+    registration::{RegisterError, Registration, RegistrationState},
+};
+pub use crate::instance::{Address, Instance};
+#[cfg(feature = "server")]
+pub use crate::server::{Serve, ServeError, ServeRegistered};

@@ -1,0 +1,91 @@
+//! A service's endpoints, found in etcd
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tokio::sync::watch;
+use tower::discover::Change;
+
+use super::{
+    DiscoveryState, ServiceError,
+    by_address::{ByAddress, Changes},
+    tonic_channel,
+};
+use crate::{
+    etcd::{Etcd, ServiceName, Subscription},
+    instance::{Address, Instance},
+};
+
+/// The endpoints of a service, from etcd: a [`Discover`](tower::discover::Discover) whose key is the address
+///
+/// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
+/// Instances with the same address are one endpoint. An insert of a known key means that a server has registered anew
+/// under that address. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
+///
+/// ```no_run
+/// use callsign::{Channel, discover::EtcdDiscover, etcd::{Etcd, EtcdOptions}};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let etcd = Etcd::connect(EtcdOptions::from_env()).await?;
+/// let discover = EtcdDiscover::new(&etcd, "hello.rpc")?;
+/// let channel = Channel::builder(discover).build();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct EtcdDiscover {
+    service: ServiceName,
+    subscription: Subscription,
+    endpoints: ByAddress,
+    changes: Changes,
+}
+
+impl EtcdDiscover {
+    /// Follows `service`; must be called within a tokio runtime
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if the name cannot be a service's; never because of the network.
+    pub fn new(etcd: &Etcd, service: impl Into<String>) -> Result<Self, ServiceError> {
+        let service = ServiceName::parse(service)?;
+        let subscription = etcd.follow(&service);
+        Ok(Self { service, subscription, endpoints: ByAddress::default(), changes: Changes::new() })
+    }
+
+    /// Where the discovery stands, and each change of that
+    pub fn state(&self) -> watch::Receiver<DiscoveryState> {
+        self.subscription.state()
+    }
+
+    /// tonic's own balanced channel, fed with the service's endpoints
+    ///
+    /// For those who need tonic's type. It connects to `http://` addresses, in plaintext. A task feeds it, which ends
+    /// when the channel's last clone is dropped. Must be called within a tokio runtime.
+    pub fn into_tonic_channel(self) -> tonic::transport::Channel {
+        tonic_channel::fed_by(self)
+    }
+
+    pub(super) fn service(&self) -> &ServiceName {
+        &self.service
+    }
+}
+
+impl Stream for EtcdDiscover {
+    type Item = Result<Change<Address, Instance>, Infallible>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(change) = this.changes.pop_front() {
+                return Poll::Ready(Some(Ok(change)));
+            }
+            let update = ready!(this.subscription.poll_update(cx));
+            tracing::trace!(service = %this.service, ?update, "update");
+            this.endpoints.apply(update, &mut this.changes);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! An instance in etcd, kept alive under a lease
+//!
+//! `granting -> registered -> (lost -> granting)* -> deregistered`. See ARCHITECTURE.md, "Life of a registration".
+//!
+//! ```no_run
+//! use callsign::{etcd::{Etcd, EtcdOptions, registration::Registration}, instance::Address};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let etcd = Etcd::connect(EtcdOptions::from_env()).await?;
+//! let address: Address = "10.0.0.1:9090".parse()?;
+//! let registration = Registration::builder(&etcd, "hello.rpc", address).register().await?;
+//! // ... serve ...
+//! registration.deregister().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod key;
+mod lease;
+mod machine;
+mod report;
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
+
+use self::machine::Machine;
+use super::{Etcd, ServiceError, ServiceName, request::RequestError};
+use crate::instance::Address;
+
+/// Where a registration stands
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegistrationState {
+    /// Not in etcd yet, or not any more, and trying
+    Granting {
+        /// Why the last attempt failed; `None` during the first one
+        cause: Option<String>,
+    },
+    /// In etcd
+    Registered {
+        /// The lease that holds the key
+        lease: i64,
+        /// How long the key outlives this process, as etcd granted it
+        ttl: Duration,
+    },
+    /// It was in etcd; the attempt to get it back is under way, unless it was overwritten
+    Lost {
+        /// What happened
+        cause: LossCause,
+    },
+    /// Taken out of etcd on request; the last state
+    Deregistered,
+}
+
+/// How a registration was lost
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LossCause {
+    /// etcd no longer knows the lease; a new one will be asked for
+    LeaseEnded,
+    /// Someone deleted the key; it will be put again
+    KeyDeleted,
+    /// The key was put by someone else: there are two instances with one id. The later one wins, and this one does not
+    /// try again. Give one of them another id, or register anew to take the key over
+    Overwritten,
+    /// etcd has not answered for the whole TTL: the key is there or it is not. Goes back to registered when etcd says so
+    Unconfirmed,
+}
+
+/// The longest [`RegistrationBuilder::register`] tries
+const REGISTER: Duration = Duration::from_secs(5);
+
+/// etcd's own floor at its default election timeout: it grants no less.
+const MIN_TTL: Duration = Duration::from_secs(2);
+
+/// Below this an election or a pause of etcd's leader costs the lease.
+const SAFE_TTL: Duration = Duration::from_secs(5);
+
+/// A registered instance; see [`builder`](Self::builder)
+///
+/// One task keeps it alive. [`deregister`](Self::deregister) takes it out of etcd and waits for that; dropping it does
+/// the same in the background. If the process dies instead, etcd removes the key when the TTL has passed.
+#[derive(Debug)]
+pub struct Registration {
+    key: String,
+    state: watch::Receiver<RegistrationState>,
+    /// Dropped to end the task
+    stop: oneshot::Sender<Infallible>,
+    task: JoinHandle<Result<(), RequestError>>,
+}
+
+impl Registration {
+    /// A registration of `address` as an instance of `service`
+    pub fn builder(etcd: &Etcd, service: impl Into<String>, address: Address) -> RegistrationBuilder {
+        RegistrationBuilder {
+            etcd: etcd.clone(),
+            service: service.into(),
+            address,
+            id: None,
+            ttl: Duration::from_secs(15),
+        }
+    }
+
+    /// Where it stands now, and each change
+    pub fn state(&self) -> watch::Receiver<RegistrationState> {
+        self.state.clone()
+    }
+
+    /// Its key in etcd: `<service>/<id>`
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Takes the instance out of etcd: deletes the key if it is still its own, revokes the lease
+    ///
+    /// Returns when etcd has confirmed, within 3 s. Dropping the future does not interrupt it.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError::Unconfirmed`] when etcd did not answer: the key then ends with its TTL.
+    pub async fn deregister(self) -> Result<(), RegisterError> {
+        drop(self.stop);
+        let unconfirmed = |cause: String| RegisterError::Unconfirmed { key: self.key, cause };
+        match self.task.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(unconfirmed(error.to_string())),
+            // The runtime is going down.
+            Err(error) => Err(unconfirmed(error.to_string())),
+        }
+    }
+}
+
+/// Options of a [`Registration`]
+#[derive(Clone, Debug)]
+#[must_use = "nothing is registered before `register` or `start`"]
+pub struct RegistrationBuilder {
+    etcd: Etcd,
+    service: String,
+    address: Address,
+    id: Option<i64>,
+    ttl: Duration,
+}
+
+impl RegistrationBuilder {
+    /// The instance's id, a positive number; by default a random one
+    ///
+    /// A fixed id lets a restarted server take its own key over. Of two instances with one id the later wins, and the
+    /// earlier is [lost](LossCause::Overwritten).
+    pub fn id(mut self, id: i64) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// How long the key outlives a dead process; 15 s by default, 2 s at least, rounded up to seconds
+    ///
+    /// A short TTL removes dead servers sooner, and living ones too: when etcd's leader pauses for two thirds of it.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Registers, and returns when the key is in etcd
+    ///
+    /// Dropping the future may leave the key in etcd for its TTL.
+    ///
+    /// # Errors
+    ///
+    /// Bad input at once; [`RegisterError::Failed`] when etcd could not be reached within 5 s or refused.
+    pub async fn register(self) -> Result<Registration, RegisterError> {
+        let (mut machine, state) = self.machine()?;
+        match machine.first(REGISTER).await {
+            Ok(phase) => Ok(machine.spawn(phase, state)),
+            Err(error) => Err(RegisterError::Failed { key: machine.key().into(), cause: error.to_string() }),
+        }
+    }
+
+    /// Registers in the background, as soon as etcd can be reached
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Bad input only.
+    pub fn start(self) -> Result<Registration, RegisterError> {
+        let (machine, state) = self.machine()?;
+        Ok(machine.spawn(machine::Phase::Granting, state))
+    }
+
+    fn machine(self) -> Result<(Machine, watch::Receiver<RegistrationState>), RegisterError> {
+        let service = ServiceName::parse(self.service)?;
+        let id = self.id.unwrap_or_else(|| fastrand::i64(1..));
+        if id <= 0 {
+            return Err(RegisterError::Id { id });
+        }
+        if self.address.port() == 0 {
+            return Err(RegisterError::Port { address: self.address });
+        }
+        let ttl = seconds(self.ttl)?;
+        Ok(Machine::new(self.etcd, service.key(id), self.address.to_string(), ttl))
+    }
+}
+
+fn seconds(ttl: Duration) -> Result<i64, RegisterError> {
+    if ttl < MIN_TTL {
+        return Err(RegisterError::Ttl { ttl });
+    }
+    if ttl < SAFE_TTL {
+        tracing::warn!(?ttl, "a TTL under 5 s is lost when etcd elects a leader or pauses");
+    }
+    let up = u64::from(ttl.subsec_nanos() > 0);
+    // etcd's own ceiling; no process outlives it.
+    Ok(i64::try_from(ttl.as_secs().saturating_add(up)).unwrap_or(i64::MAX).min(9_000_000_000))
+}
+
+/// Why an instance could not be registered or taken out again
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The service's name cannot be a key: use another one
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// The id is not positive: use a positive number, or none
+    #[error("the instance id {id} is not positive")]
+    Id {
+        /// The id given
+        id: i64,
+    },
+    /// The TTL is too short: 2 s is etcd's floor, 5 s is sensible, 15 s is the default
+    #[error("a TTL of {ttl:?} is too short: etcd grants no less than 2 s")]
+    Ttl {
+        /// The TTL given
+        ttl: Duration,
+    },
+    /// The address has no port: nobody could connect to it. Publish the port that was bound
+    #[error("the address {address} has no port")]
+    Port {
+        /// The address given
+        address: Address,
+    },
+    /// etcd could not be reached or refused: see the cause
+    #[error("{key} was not registered: {cause}")]
+    Failed {
+        /// The key
+        key: String,
+        /// What went wrong last
+        cause: String,
+    },
+    /// etcd did not confirm that the instance is out: its key ends with its TTL
+    #[error("{key} was not confirmed to be deregistered: {cause}")]
+    Unconfirmed {
+        /// The key
+        key: String,
+        /// What went wrong last
+        cause: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::EtcdOptions;
+
+    fn builder(service: &str) -> RegistrationBuilder {
+        let etcd = Etcd::connect_lazy(EtcdOptions::new(["127.0.0.1:1"])).unwrap();
+        Registration::builder(&etcd, service, "10.0.0.1:80".parse().unwrap())
+    }
+
+    #[test]
+    fn bad_input_is_refused_before_any_network_call() {
+        assert!(matches!(builder("a/").start(), Err(RegisterError::Service(_))));
+        assert!(matches!(builder("a").id(0).start(), Err(RegisterError::Id { id: 0 })));
+        assert!(matches!(
+            builder("a").ttl(Duration::from_millis(1999)).start(),
+            Err(RegisterError::Ttl { .. })
+        ));
+        let unbound = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+        let builder = RegistrationBuilder { address: unbound, ..builder("a") };
+        assert!(matches!(builder.start(), Err(RegisterError::Port { .. })));
+    }
+
+    #[test]
+    fn a_ttl_is_rounded_up_to_seconds() {
+        assert_eq!(seconds(Duration::from_millis(5001)).unwrap(), 6);
+        assert_eq!(seconds(Duration::from_secs(15)).unwrap(), 15);
+        assert_eq!(seconds(Duration::MAX).unwrap(), 9_000_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_first_attempt_that_fails_names_key_and_cause() {
+        let error = builder("a").id(7).register().await.unwrap_err().to_string();
+        assert!(error.starts_with("a/7 was not registered") && error.contains("refused"), "{error}");
+    }
+}

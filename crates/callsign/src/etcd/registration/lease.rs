@@ -1,0 +1,163 @@
+//! The lease: granted, kept alive, revoked
+
+use std::{convert::Infallible, time::Duration};
+
+use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::report::Report;
+use crate::etcd::{
+    lane::{Lane, Link, REQUEST},
+    pace::Pace,
+    request::RequestError,
+};
+
+/// etcd's answer to a keepalive takes milliseconds; a member whose leader is frozen would take 7 s to fail.
+const ANSWER: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lease {
+    pub(super) id: i64,
+    /// As granted, which may be more than was asked for
+    pub(super) ttl: Duration,
+}
+
+impl Lease {
+    /// Two keepalives may fail before the lease is lost
+    fn interval(self) -> Duration {
+        self.ttl / 3
+    }
+
+    fn answer(self) -> Duration {
+        self.interval().min(ANSWER)
+    }
+}
+
+pub(super) async fn grant(lane: &Lane, ttl: i64) -> Result<Lease, RequestError> {
+    let granted =
+        lane.request(REQUEST, |client| async move { client.lease_client().grant(ttl, None).await }).await?;
+    let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
+    Ok(Lease { id: granted.id(), ttl })
+}
+
+/// Revokes `lease`; a lease that is gone already is what was wanted
+pub(super) async fn revoke(lane: &Lane, lease: Lease, limit: Duration) -> Result<(), RequestError> {
+    match lane.request(limit, |client| async move { client.lease_client().revoke(lease.id).await }).await {
+        Err(error) if !error.is_lease_gone() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Keeps `lease` alive; returns when etcd says that it is gone
+///
+/// Only etcd's word counts: after a pause of this process, or of etcd, the lease may be alive long after its TTL.
+pub(super) async fn keep(lane: &Lane, lease: Lease, report: &Report) {
+    let mut pace = Pace::new();
+    let mut confirmed = Instant::now();
+    loop {
+        pace.on_attempt();
+        let Err(error) = keep_on_one_stream(lane, lease, report, &mut pace, &mut confirmed).await;
+        if error.is_lease_gone() {
+            tracing::debug!(key = report.key(), %error, "lease ended");
+            return;
+        }
+        tracing::debug!(key = report.key(), %error, "keepalive failed; trying the next host");
+        if confirmed.elapsed() >= lease.ttl {
+            report.on_unconfirmed();
+        }
+        pace.after(&error).await;
+    }
+}
+
+async fn keep_on_one_stream(
+    lane: &Lane,
+    lease: Lease,
+    report: &Report,
+    pace: &mut Pace,
+    confirmed: &mut Instant,
+) -> Result<Infallible, RequestError> {
+    let mut sent = Instant::now();
+    let mut stream = KeepAlive::open(lane, lease).await?;
+    loop {
+        // The lease counts from the moment of sending: that is no later than etcd counts from.
+        *confirmed = sent;
+        report.on_confirmed(lease);
+        stream.quiet_for(pace.vary(lease.interval())).await?;
+        sent = Instant::now();
+        stream.keep().await?;
+    }
+}
+
+/// One keepalive stream on one host
+struct KeepAlive<'a> {
+    lane: &'a Lane,
+    link: Link,
+    lease: Lease,
+    keeper: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+}
+
+impl<'a> KeepAlive<'a> {
+    /// Opens a stream and waits for the answer to its first keepalive
+    async fn open(lane: &'a Lane, lease: Lease) -> Result<Self, RequestError> {
+        let link = lane.link();
+        let opened =
+            link.ask(REQUEST, |client| async move { client.lease_client().keep_alive(lease.id).await }).await;
+        let (keeper, answers) = lane.settle(&link, opened)?;
+        Ok(Self { lane, link, lease, keeper, answers })
+    }
+
+    /// Waits for `time`; fails at once if the stream or the lease ends meanwhile
+    async fn quiet_for(&mut self, time: Duration) -> Result<(), RequestError> {
+        let until = Instant::now() + time;
+        loop {
+            match timeout_at(until, self.answers.message()).await {
+                Err(_) => return Ok(()),
+                // Asked or not, an answer says how the lease is.
+                Ok(answer) => self.check(answer)?,
+            }
+        }
+    }
+
+    /// Sends a keepalive and requires its answer: sent is not kept
+    async fn keep(&mut self) -> Result<(), RequestError> {
+        if let Err(error) = self.keeper.keep_alive().await {
+            return self.lane.settle(&self.link, Err(self.link.error(&error)));
+        }
+        match timeout(self.lease.answer(), self.answers.message()).await {
+            Ok(answer) => self.check(answer),
+            Err(_) => {
+                let silent = RequestError::timeout(self.link.host(), "a keepalive");
+                self.lane.settle(&self.link, Err(silent))
+            }
+        }
+    }
+
+    fn check(
+        &self,
+        answer: Result<Option<LeaseKeepAliveResponse>, etcd_client::Error>,
+    ) -> Result<(), RequestError> {
+        let checked = match answer {
+            Ok(Some(answer)) if answer.ttl() <= 0 => Err(RequestError::lease_gone(self.link.host())),
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(RequestError::host(self.link.host(), "the keepalive stream has ended")),
+            Err(error) => Err(self.link.error(&error)),
+        };
+        self.lane.settle(&self.link, checked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_third_of_the_granted_ttl_and_at_most_two_seconds_for_an_answer() {
+        let lease = |secs| Lease { id: 1, ttl: Duration::from_secs(secs) };
+        assert_eq!(
+            (lease(15).interval(), lease(15).answer()),
+            (Duration::from_secs(5), Duration::from_secs(2))
+        );
+        assert_eq!(lease(3).answer(), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,177 @@
+//! Why a request to etcd failed, and what that calls for
+
+use std::{fmt, sync::Arc};
+
+use tonic::Code;
+
+use crate::instance::Address;
+
+/// Why a request to etcd failed; names the host
+#[derive(Clone, Debug)]
+pub(crate) struct RequestError {
+    kind: Kind,
+    message: Arc<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The host is down, frozen, cut off, without a leader or no etcd: ask the next one
+    Host,
+    /// A person has to change something: ask slowly
+    Refused,
+    LeaseGone,
+    Compacted,
+    /// etcd is there and cannot (out of space, answer too large): ask again later
+    Other,
+}
+
+impl RequestError {
+    /// The host did not do `what` in time
+    pub(crate) fn timeout(host: &Address, what: &str) -> Self {
+        Self::host(host, &format!("{what} timed out"))
+    }
+
+    /// The host is of no use now
+    pub(crate) fn host(host: &Address, message: &str) -> Self {
+        Self { kind: Kind::Host, message: format!("etcd {host}: {message}").into() }
+    }
+
+    pub(crate) fn new(host: &Address, error: &etcd_client::Error) -> Self {
+        let (kind, message) = match error {
+            etcd_client::Error::GRpcStatus(status) => (classify(status), describe(status)),
+            // How etcd-client spells a TTL of 0 in the first answer of a keepalive stream.
+            etcd_client::Error::LeaseKeepAliveError(message) if message == "lease not found" => {
+                (Kind::LeaseGone, message.clone())
+            }
+            other => (Kind::Host, other.to_string()),
+        };
+        Self { kind, message: format!("etcd {host}: {message}").into() }
+    }
+
+    /// etcd answered a keepalive with a TTL of 0
+    pub(crate) fn lease_gone(host: &Address) -> Self {
+        Self { kind: Kind::LeaseGone, message: format!("etcd {host}: the lease has ended").into() }
+    }
+
+    /// etcd ended a watch in band: the stream stays open and silent
+    pub(crate) fn canceled(host: &Address, compact_revision: i64, reason: &str) -> Self {
+        let refused = ["permission denied", "PermissionDenied", "auth token", "revision of auth store"];
+        let (kind, message) = if compact_revision > 0 {
+            (Kind::Compacted, format!("the watch's revision was compacted at {compact_revision}"))
+        } else if refused.iter().any(|text| reason.contains(text)) {
+            (Kind::Refused, format!("the watch was refused: {reason}"))
+        } else {
+            (Kind::Other, format!("the watch was canceled: {reason}"))
+        };
+        Self { kind, message: format!("etcd {host}: {message}").into() }
+    }
+
+    /// Whether the next host may do better
+    pub(crate) fn is_of_host(&self) -> bool {
+        self.kind == Kind::Host
+    }
+
+    /// Whether only a person can help
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.kind == Kind::Refused
+    }
+
+    /// Whether etcd does not know the lease (any more)
+    pub(crate) fn is_lease_gone(&self) -> bool {
+        self.kind == Kind::LeaseGone
+    }
+
+    /// Whether the revision asked for is no longer kept
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.kind == Kind::Compacted
+    }
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Codes say little here: a broken stream is `Unknown`, a timeout `Cancelled`. So all but a few blame the host.
+fn classify(status: &tonic::Status) -> Kind {
+    match status.code() {
+        Code::NotFound if status.message().contains("lease not found") => Kind::LeaseGone,
+        Code::OutOfRange if status.message().contains("compacted") => Kind::Compacted,
+        Code::OutOfRange | Code::ResourceExhausted | Code::NotFound => Kind::Other,
+        Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::FailedPrecondition => {
+            Kind::Refused
+        }
+        _ => Kind::Host,
+    }
+}
+
+fn describe(status: &tonic::Status) -> String {
+    // A gRPC server of another kind says the first, an HTTP/2 server that speaks no gRPC the second.
+    let foreign =
+        status.code() == Code::Unimplemented || status.message().contains("grpc-status header missing");
+    let hint = if foreign { "this is not an etcd: " } else { "" };
+    let message = if status.message().is_empty() { status.code().description() } else { status.message() };
+    format!("{hint}{message}")
+}
+
+#[cfg(test)]
+impl RequestError {
+    pub(crate) fn refused() -> Self {
+        Self { kind: Kind::Refused, message: "refused".into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    fn kind(error: etcd_client::Error) -> Kind {
+        RequestError::new(&"h:1".parse().unwrap(), &error).kind
+    }
+
+    #[test]
+    fn what_etcd_says_decides_what_is_done() {
+        for (status, expected) in [
+            (Status::unavailable("etcdserver: no leader"), Kind::Host),
+            (Status::unknown("h2 protocol error"), Kind::Host),
+            (Status::cancelled("Timeout expired"), Kind::Host),
+            (Status::unimplemented(""), Kind::Host),
+            (Status::not_found("etcdserver: requested lease not found"), Kind::LeaseGone),
+            (Status::out_of_range("etcdserver: mvcc: required revision has been compacted"), Kind::Compacted),
+            (Status::out_of_range("decoded message length too large"), Kind::Other),
+            (Status::resource_exhausted("etcdserver: mvcc: database space exceeded"), Kind::Other),
+            (Status::permission_denied("etcdserver: permission denied"), Kind::Refused),
+            (Status::invalid_argument("etcdserver: user name is empty"), Kind::Refused),
+        ] {
+            assert_eq!(kind(etcd_client::Error::GRpcStatus(status.clone())), expected, "{status}");
+        }
+        assert_eq!(kind(etcd_client::Error::LeaseKeepAliveError("lease not found".into())), Kind::LeaseGone);
+        assert_eq!(kind(etcd_client::Error::LeaseKeepAliveError("channel closed".into())), Kind::Host);
+    }
+
+    #[test]
+    fn a_canceled_watch_tells_compaction_from_refusal() {
+        let canceled =
+            |revision, reason| RequestError::canceled(&"h:1".parse().unwrap(), revision, reason).kind;
+        assert_eq!(canceled(7, ""), Kind::Compacted);
+        assert_eq!(
+            canceled(0, "rpc error: code = PermissionDenied desc = etcdserver: permission denied"),
+            Kind::Refused
+        );
+        assert_eq!(
+            canceled(0, "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"),
+            Kind::Refused
+        );
+        assert_eq!(canceled(0, "etcdserver: watcher was closed"), Kind::Other);
+    }
+
+    #[test]
+    fn an_error_names_the_host_and_what_is_no_etcd() {
+        let status = etcd_client::Error::GRpcStatus(Status::unimplemented(""));
+        let error = RequestError::new(&"h:1".parse().unwrap(), &status).to_string();
+        assert!(error.starts_with("etcd h:1: this is not an etcd"), "{error}");
+    }
+}

@@ -1,0 +1,160 @@
+//! A server's life, from binding to the end of the drain
+
+use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
+
+use tokio::{sync::oneshot, time::sleep};
+
+use super::{Incoming, ServeError, ServeRegistered, Switch, advertised, listen, signal::Signals};
+use crate::{
+    etcd::{
+        Etcd, EtcdOptions, ServiceName,
+        registration::{RegisterError, Registration, RegistrationBuilder},
+    },
+    instance::Address,
+};
+
+/// What [`Serve`](super::Serve) was told
+pub(super) struct Plan {
+    pub(super) service: String,
+    pub(super) listen: String,
+    pub(super) advertise: Option<Address>,
+    pub(super) etcd: Option<Etcd>,
+    pub(super) id: Option<i64>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) notice: Duration,
+    pub(super) drain: Duration,
+    pub(super) fail_fast: bool,
+}
+
+/// The caller's own signal
+type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Plan {
+    pub(super) async fn run<R: ServeRegistered>(
+        self,
+        router: R,
+        shutdown: Option<Shutdown>,
+    ) -> Result<(), ServeError> {
+        // What is wrong with the input is said before anything is bound.
+        ServiceName::parse(self.service.as_str()).map_err(RegisterError::from)?;
+        let etcd = match &self.etcd {
+            Some(etcd) => etcd.clone(),
+            None => Etcd::connect_lazy(EtcdOptions::from_env())?,
+        };
+        let mut stop = Stop::new(shutdown)?;
+
+        let (listener, bound) = listen(&self.listen).await?;
+        let registration = self.registration(&etcd, bound).await?;
+        let (incoming, switch) = Incoming::new(listener);
+        // tonic's tasks outlive its future: they end with their sockets.
+        let cut = Cut(switch);
+        let (go_away, told) = oneshot::channel();
+        let going_away = async {
+            // Told or dropped, either way it is time to go.
+            let _ = told.await;
+        };
+        tokio::select! {
+            biased;
+            // Serving ends when it was told to go away and has drained.
+            served = router.serve_incoming(incoming, going_away) => Ok(served?),
+            ended = self.conduct(registration, &mut stop, go_away, &cut) => ended,
+        }
+    }
+
+    async fn registration(&self, etcd: &Etcd, bound: SocketAddr) -> Result<RegistrationBuilder, ServeError> {
+        let address = match &self.advertise {
+            Some(address) => address.clone(),
+            None => advertised(bound, etcd).await?,
+        };
+        tracing::info!(service = %self.service, listen = %bound, %address, "serving");
+        let mut builder = Registration::builder(etcd, self.service.as_str(), address);
+        if let Some(id) = self.id {
+            builder = builder.id(id);
+        }
+        if let Some(ttl) = self.ttl {
+            builder = builder.ttl(ttl);
+        }
+        Ok(builder)
+    }
+
+    /// Registers, waits for the signal, leaves; a second signal cuts the leaving short
+    async fn conduct(
+        &self,
+        registration: RegistrationBuilder,
+        stop: &mut Stop,
+        go_away: oneshot::Sender<Never>,
+        cut: &Cut,
+    ) -> Result<(), ServeError> {
+        let registration = tokio::select! {
+            registration = self.register(registration) => registration?,
+            () = stop.requested() => return Ok(()),
+        };
+        stop.requested().await;
+        tokio::select! {
+            () = self.leave(registration, go_away, cut) => {}
+            () = stop.requested() => tracing::info!(service = %self.service, "told to stop again: stopping at once"),
+        }
+        Ok(())
+    }
+
+    async fn register(&self, builder: RegistrationBuilder) -> Result<Registration, RegisterError> {
+        if self.fail_fast { builder.register().await } else { builder.start() }
+    }
+
+    /// Each step after the one before; ended from outside as soon as everything has drained
+    async fn leave(&self, registration: Registration, go_away: oneshot::Sender<Never>, cut: &Cut) {
+        tracing::info!(service = %self.service, "stopping: deregistering");
+        // What went wrong was logged, and no reason not to stop.
+        let _ = registration.deregister().await;
+        sleep(self.notice).await;
+        tracing::info!(service = %self.service, "stopping: draining");
+        drop(go_away);
+        sleep(self.drain).await;
+        tracing::warn!(service = %self.service, drain = ?self.drain, "calls are still in flight: cutting them");
+        cut.0.throw();
+        sleep(CUT).await;
+    }
+}
+
+/// Time for tonic to notice that its sockets are gone
+const CUT: Duration = Duration::from_secs(1);
+
+/// Cuts what is left of the connections, at the latest when the server's future is dropped
+struct Cut(Switch);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        self.0.throw();
+    }
+}
+
+/// Nothing is sent: the sender's drop is the message
+enum Never {}
+
+/// What tells a server to stop
+enum Stop {
+    Signals(Signals),
+    Caller(Shutdown),
+    /// The caller's future has completed; it does not do so again
+    Told,
+}
+
+impl Stop {
+    fn new(caller: Option<Shutdown>) -> Result<Self, ServeError> {
+        match caller {
+            Some(future) => Ok(Self::Caller(future)),
+            None => Ok(Self::Signals(Signals::new().map_err(ServeError::Signals)?)),
+        }
+    }
+
+    async fn requested(&mut self) {
+        match self {
+            Self::Signals(signals) => signals.next().await,
+            Self::Caller(future) => {
+                future.await;
+                *self = Self::Told;
+            }
+            Self::Told => std::future::pending().await,
+        }
+    }
+}
