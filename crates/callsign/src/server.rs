@@ -15,11 +15,12 @@ mod signal;
 use std::{fmt, future::Future, io, pin::Pin, time::Duration};
 
 use http::{Request, Response};
+use tokio::net::TcpListener;
 use tonic::{body::Body, service::Routes, transport::server::Router};
 use tower::{BoxError, Layer};
 use tower_service::Service;
 
-use self::plan::Plan;
+use self::plan::{Listen, Plan};
 pub use self::{
     advertise::{AdvertiseError, advertised},
     incoming::{Incoming, Io, ListenError, Switch, listen},
@@ -100,7 +101,7 @@ where
 #[must_use = "nothing is served before `run`"]
 pub struct Serve {
     plan: Plan,
-    /// Apart from the plan, which is shared across threads
+    listen: Listen,
     shutdown: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
@@ -109,7 +110,6 @@ impl Serve {
     pub fn new(service: impl Into<String>) -> Self {
         let plan = Plan {
             service: service.into(),
-            listen: "0.0.0.0:0".to_owned(),
             advertise: None,
             etcd: None,
             id: None,
@@ -118,12 +118,18 @@ impl Serve {
             drain: Duration::from_secs(5),
             fail_fast: false,
         };
-        Self { plan, shutdown: None }
+        Self { plan, listen: Listen::Address("0.0.0.0:0".to_owned()), shutdown: None }
     }
 
     /// Where to listen: `host:port`; port 0 lets the system pick, and what it picked is published
     pub fn listen(mut self, listen: impl Into<String>) -> Self {
-        self.plan.listen = listen.into();
+        self.listen = Listen::Address(listen.into());
+        self
+    }
+
+    /// A listener that was bound already, instead of an address
+    pub fn listener(mut self, listener: TcpListener) -> Self {
+        self.listen = Listen::Bound(listener);
         self
     }
 
@@ -188,16 +194,13 @@ impl Serve {
     ///
     /// See [`ServeError`].
     pub async fn run<R: ServeRegistered>(self, router: R) -> Result<(), ServeError> {
-        self.plan.run(router, self.shutdown).await
+        self.plan.run(router, self.listen, self.shutdown).await
     }
 }
 
 impl fmt::Debug for Serve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serve")
-            .field("service", &self.plan.service)
-            .field("listen", &self.plan.listen)
-            .finish_non_exhaustive()
+        f.debug_struct("Serve").field("service", &self.plan.service).finish_non_exhaustive()
     }
 }
 

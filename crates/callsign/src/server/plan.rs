@@ -2,9 +2,9 @@
 
 use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{net::TcpListener, sync::oneshot, time::sleep};
 
-use super::{Incoming, ServeError, ServeRegistered, Switch, advertised, listen, signal::Signals};
+use super::{Incoming, ListenError, ServeError, ServeRegistered, Switch, advertised, signal::Signals};
 use crate::{
     etcd::{
         Etcd, EtcdOptions, ServiceName,
@@ -16,7 +16,6 @@ use crate::{
 /// What [`Serve`](super::Serve) was told
 pub(super) struct Plan {
     pub(super) service: String,
-    pub(super) listen: String,
     pub(super) advertise: Option<Address>,
     pub(super) etcd: Option<Etcd>,
     pub(super) id: Option<i64>,
@@ -26,6 +25,12 @@ pub(super) struct Plan {
     pub(super) fail_fast: bool,
 }
 
+/// Where to listen
+pub(super) enum Listen {
+    Address(String),
+    Bound(TcpListener),
+}
+
 /// The caller's own signal
 type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -33,6 +38,7 @@ impl Plan {
     pub(super) async fn run<R: ServeRegistered>(
         self,
         router: R,
+        listen: Listen,
         shutdown: Option<Shutdown>,
     ) -> Result<(), ServeError> {
         // What is wrong with the input is said before anything is bound.
@@ -43,7 +49,7 @@ impl Plan {
         };
         let mut stop = Stop::new(shutdown)?;
 
-        let (listener, bound) = listen(&self.listen).await?;
+        let (listener, bound) = listener(listen).await?;
         let registration = self.registration(&etcd, bound).await?;
         let (incoming, switch) = Incoming::new(listener);
         // tonic's tasks outlive its future: they end with their sockets.
@@ -113,6 +119,17 @@ impl Plan {
         tracing::warn!(service = %self.service, drain = ?self.drain, "calls are still in flight: cutting them");
         cut.0.throw();
         sleep(CUT).await;
+    }
+}
+
+async fn listener(listen: Listen) -> Result<(TcpListener, SocketAddr), ListenError> {
+    match listen {
+        Listen::Address(address) => super::listen(&address).await,
+        Listen::Bound(listener) => {
+            let bound = listener.local_addr();
+            let failed = |source| ListenError::Bind { address: "the listener given".to_owned(), source };
+            Ok((listener, bound.map_err(failed)?))
+        }
     }
 }
 
