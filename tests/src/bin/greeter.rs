@@ -1,14 +1,11 @@
 //! A server process of the suites: the greeter and the echo service, with knobs
 
-use std::{error::Error, io::Read, net::SocketAddr, time::Duration};
+use std::{error::Error, io::Read, time::Duration};
 
 use callsign::Serve;
 use callsign_tests::service::{Calls, Hello, router};
 use lexopt::prelude::*;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    time::sleep,
-};
+use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
@@ -57,26 +54,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
         server = server.max_connection_age(age);
     }
     let router = router(server, Hello { name: address.to_string(), delay: options.delay }, &Calls::default());
+    println!("listening {address}");
     let Some(service) = options.service else {
-        println!("listening {address}");
         return Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?);
     };
-    // Bound only to learn a port, which the greeting has to name.
-    drop(listener);
-    let mut serve = Serve::new(service).listen(address.to_string());
+    let mut serve = Serve::new(service).listener(listener);
     if let Some(ttl) = options.ttl {
         serve = serve.ttl(ttl);
     }
-    tokio::spawn(announce(address));
     Ok(serve.run(router).await?)
-}
-
-/// Says that the server listens, once it does
-async fn announce(address: SocketAddr) {
-    while TcpStream::connect(address).await.is_err() {
-        sleep(Duration::from_millis(5)).await;
-    }
-    println!("listening {address}");
 }
 
 /// Ends this process when the test that started it is gone, however it went
