@@ -110,19 +110,9 @@ async fn connect_fails(hosts: [String; 2]) {
 }
 
 #[tokio::test]
-async fn connect_fails_within_6_s_and_names_the_hosts_when_no_etcd_listens() {
-    let hosts = [Peer::deaf(), Peer::deaf()];
-    connect_fails(hosts.each_ref().map(|host| host.address().to_string())).await;
-}
-
-#[tokio::test]
-async fn connect_fails_within_6_s_and_names_the_hosts_when_they_never_speak() {
-    let hosts = [Peer::mute().await, Peer::mute().await];
-    connect_fails(hosts.each_ref().map(|host| host.address().to_string())).await;
-}
-
-#[tokio::test]
-async fn connect_fails_within_6_s_and_names_the_hosts_when_they_are_no_etcd() {
-    let hosts = [Peer::http1().await, Peer::slammer().await];
-    connect_fails(hosts.each_ref().map(|host| host.address().to_string())).await;
+async fn connect_fails_within_6_s_and_names_the_hosts_when_there_is_no_etcd() {
+    let (absent, mute) = ([Peer::deaf(), Peer::deaf()], [Peer::mute().await, Peer::mute().await]);
+    let others = [Peer::http1().await, Peer::slammer().await];
+    let hosts = |peers: &[Peer; 2]| peers.each_ref().map(|peer| peer.address().to_string());
+    tokio::join!(connect_fails(hosts(&absent)), connect_fails(hosts(&mute)), connect_fails(hosts(&others)));
 }

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io::Read, time::Duration};
 
+use callsign::Serve;
 use callsign_tests::service::{Calls, Hello, router};
 use lexopt::prelude::*;
 use tokio::net::TcpListener;
@@ -54,8 +55,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     let router = router(server, Hello { name: address.to_string(), delay: options.delay }, &Calls::default());
     println!("listening {address}");
-    router.serve_with_incoming(TcpListenerStream::new(listener)).await?;
-    Ok(())
+    let Some(service) = options.service else {
+        return Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?);
+    };
+    let mut serve = Serve::new(service).listener(listener);
+    if let Some(ttl) = options.ttl {
+        serve = serve.ttl(ttl);
+    }
+    Ok(serve.run(router).await?)
 }
 
 /// Ends this process when the test that started it is gone, however it went
