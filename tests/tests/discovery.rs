@@ -27,13 +27,13 @@ struct Following {
 
 impl Following {
     async fn of(hosts: impl IntoIterator<Item = String>) -> Self {
-        let session = Etcd::connect_lazy(EtcdOptions::new(hosts)).unwrap();
-        let discover = EtcdDiscover::new(&session, SERVICE).unwrap();
+        let session = Etcd::connect_lazy(EtcdOptions::new(hosts)).expect("the hosts are addresses");
+        let discover = EtcdDiscover::new(&session, SERVICE).expect("the name is a service's");
         Self { state: discover.state(), view: View::of(discover), session }
     }
 
     async fn until_state(&mut self, what: &str, condition: impl Fn(&DiscoveryState) -> bool) {
-        wait::within(what, BOUND, self.state.wait_for(condition)).await.unwrap();
+        wait::within(what, BOUND, self.state.wait_for(condition)).await.expect("the discovery runs");
     }
 
     async fn until_watching(&mut self) {
