@@ -13,12 +13,12 @@ const BACK: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(15);
 
 fn session(etcd: &EtcdProcess) -> Etcd {
-    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap()
+    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).expect("a valid host")
 }
 
 async fn registered(etcd: &EtcdProcess, ttl: u64) -> Registration {
-    let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().unwrap());
-    builder.id(7).ttl(Duration::from_secs(ttl)).register().await.unwrap()
+    let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().expect("an address"));
+    builder.id(7).ttl(Duration::from_secs(ttl)).register().await.expect("etcd is there")
 }
 
 /// Waits until the state meets `condition`
@@ -29,7 +29,7 @@ async fn until_state(
 ) -> RegistrationState {
     let mut state = registration.state();
     let what = format!("the state is {:?}", *state.borrow());
-    wait::within(&what, bound, state.wait_for(condition)).await.unwrap().clone()
+    wait::within(&what, bound, state.wait_for(condition)).await.expect("the task lives").clone()
 }
 
 fn lease(state: &RegistrationState) -> i64 {
