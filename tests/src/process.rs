@@ -61,6 +61,11 @@ impl Greeter {
         self.option("--max-connection-age-ms", age.as_millis())
     }
 
+    /// Receive window of its connections and streams, in bytes
+    pub fn window(self, bytes: u32) -> Self {
+        self.option("--window", bytes)
+    }
+
     fn option(mut self, name: &str, value: impl ToString) -> Self {
         self.0.arg(name).arg(value.to_string());
         self

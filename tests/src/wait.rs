@@ -26,6 +26,22 @@ pub async fn until<T>(what: &str, bound: Duration, mut condition: impl FnMut() -
     }
 }
 
+/// Waits until a count that has begun has stood still for half a second; what it came to
+///
+/// # Panics
+///
+/// If it did not within 20 s; the message says `what` was waited for.
+pub async fn settled(what: &str, count: impl Fn() -> u64) -> u64 {
+    let (mut last, mut since) = (count(), Instant::now());
+    until(what, Duration::from_secs(20), || {
+        if count() != last {
+            (last, since) = (count(), Instant::now());
+        }
+        (last > 0 && since.elapsed() > Duration::from_millis(500)).then_some(last)
+    })
+    .await
+}
+
 /// Polls `future` once and asserts that it waits
 ///
 /// # Panics

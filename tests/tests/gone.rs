@@ -3,7 +3,10 @@
 //! Tasks and descriptors are counted, so these tests run one at a time, each in a runtime of its own, in this binary.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -125,6 +128,30 @@ fn a_channel_leaves_nothing_at_a_frozen_peer() {
         assert_leaves_nothing(async {
             let channel = over([server.address()]);
             greet(GreeterClient::new(channel), Duration::from_millis(500)).await.unwrap_err();
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_channel_leaves_nothing_at_a_frozen_peer_that_takes_no_more_bytes() {
+    alone(async {
+        // Windows that never close: what stops the client is the socket.
+        let server = greeter!().window(1 << 30).start().await;
+        assert_leaves_nothing(async {
+            let mut client = EchoClient::new(over([server.address()]));
+            client.unary(Chunk::default()).await.unwrap();
+            server.sigstop().await;
+            let sent = Arc::new(AtomicU64::new(0));
+            let count = sent.clone();
+            let endless = tokio_stream::iter(std::iter::repeat_with(move || {
+                count.fetch_add(1, Relaxed);
+                Chunk { payload: vec![0; 64 * 1024].into(), rest_ms: 0 }
+            }));
+            let upload = tokio::spawn(async move { client.upload(endless).await.map(drop) });
+            let sent = wait::settled("the socket is full", || sent.load(Relaxed)).await;
+            assert!(sent > 16, "more than any window: {sent} chunks");
+            upload.abort();
         })
         .await;
     });

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use callsign::Channel;
+use callsign::{Channel, WaitForReady};
 use callsign_tests::{
     channel::over,
     echo::{Chunk, echo_client::EchoClient},
@@ -36,16 +36,22 @@ enum Shape {
 struct Case {
     shape: Shape,
     size: usize,
+    /// Waits for an endpoint to be ready, so that a call which is sent again comes through whatever it takes.
+    patient: bool,
 }
 
 const MATRIX: [Case; 4] = [
-    Case { shape: Shape::Unary, size: 3 * CHUNK },
-    Case { shape: Shape::Unary, size: 25 * CHUNK },
-    Case { shape: Shape::ClientStreaming, size: 3 * CHUNK },
-    Case { shape: Shape::ClientStreaming, size: 25 * CHUNK },
+    Case { shape: Shape::Unary, size: 3 * CHUNK, patient: false },
+    Case { shape: Shape::Unary, size: 25 * CHUNK, patient: false },
+    Case { shape: Shape::ClientStreaming, size: 3 * CHUNK, patient: false },
+    Case { shape: Shape::ClientStreaming, size: 25 * CHUNK, patient: false },
 ];
 
 impl Case {
+    fn patient(self) -> Self {
+        Self { patient: true, ..self }
+    }
+
     fn is_kept(self) -> bool {
         self.size < 64 * 1024
     }
@@ -75,6 +81,16 @@ impl Case {
         self.chunks(marker).iter().chain(&self.last()).flat_map(wire).collect()
     }
 
+    fn request<T>(self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        // Longer than any test, so that a call that hangs is told from one that waits.
+        request.set_timeout(2 * BOUND);
+        if self.patient {
+            request.extensions_mut().insert(WaitForReady);
+        }
+        request
+    }
+
     /// The call
     async fn call(
         self,
@@ -84,7 +100,7 @@ impl Case {
     ) -> Result<(), Status> {
         let chunks = self.chunks(marker);
         match self.shape {
-            Shape::Unary => client.unary(timed(chunks[0].clone())).await.map(drop),
+            Shape::Unary => client.unary(self.request(chunks[0].clone())).await.map(drop),
             Shape::ClientStreaming => {
                 let chunks = chunks.into_iter().map(|chunk| (false, chunk));
                 let chunks = chunks.chain(self.last().map(|chunk| (true, chunk)));
@@ -97,7 +113,7 @@ impl Case {
                         chunk
                     }
                 });
-                client.upload(timed(body)).await.map(drop)
+                client.upload(self.request(body)).await.map(drop)
             }
         }
     }
@@ -121,13 +137,6 @@ fn wire(chunk: &Chunk) -> Vec<u8> {
     let message = chunk.encode_to_vec();
     let length = u32::try_from(message.len()).expect("a short message");
     [&[0], &length.to_be_bytes()[..], &message].concat()
-}
-
-/// Longer than any test, so that a call that hangs is told from one that waits
-fn timed<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(2 * BOUND);
-    request
 }
 
 /// Closed at first; clones share it
@@ -278,7 +287,7 @@ async fn calls_beyond_the_limit_of_streams_wait_for_their_turn() {
 /// Makes a call, opens its gate once it is sent again, and returns what became of it
 async fn sent_again(server: &Scripted, case: Case) -> Result<(), Status> {
     let gate = Gate::new();
-    let mut call = case.spawn(&client(server), "refused", &gate);
+    let mut call = case.patient().spawn(&client(server), "refused", &gate);
     let again = server.record().until(|calls| (calls.len() > 1).then_some(()));
     tokio::select! {
         outcome = &mut call => return outcome.expect("the call does not panic"),
@@ -370,7 +379,7 @@ async fn a_call_above_goaways_id_is_sent_again_if_its_body_is_still_kept_and_the
         let (client, gate) = (client(&server), Gate::new());
         let below = case.spawn(&client, "below", &gate);
         server.record().until(|calls| (calls.len() == 1).then_some(())).await;
-        let mut above = case.spawn(&client, "above", &gate);
+        let mut above = case.patient().spawn(&client, "above", &gate);
         let again = server.record().until(|calls| (calls.len() > 2).then_some(()));
         let outcome = tokio::select! {
             outcome = &mut above => outcome.unwrap(),
@@ -392,6 +401,31 @@ async fn a_call_above_goaways_id_is_sent_again_if_its_body_is_still_kept_and_the
                 (1, 0)
             );
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_with_goaway_is_replaced_at_once() {
+    for_each_case(|case| async move {
+        let server = Scripted::start(move |connection, peer| async move {
+            peer.settings(None).await;
+            if connection > 0 {
+                return peer.serve().await;
+            }
+            // The client's first call finds nobody at home: a server that is told to stop as it starts.
+            let stream = peer.headers(0).await;
+            peer.body(stream, 1).await;
+            peer.goaway(0, code::NO_ERROR).await;
+            peer.closed().await;
+        })
+        .await;
+        let gate = Gate::new();
+        gate.open();
+        let small = Case { size: CHUNK, ..case };
+        let (outcome, took) = wait::timed(small.call(client(&server), "goaway", gate)).await;
+        outcome.unwrap();
+        assert!(took < Duration::from_millis(600), "a backoff is for what failed: {took:?}");
     })
     .await;
 }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -173,25 +173,13 @@ fn peak_memory() -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("in KiB") * 1024
 }
 
-/// Waits until a count has stood still for a while; what it came to
-async fn settled(count: impl Fn() -> u64) -> u64 {
-    let (mut last, mut since) = (count(), Instant::now());
-    wait::until("the writer is held back", Duration::from_secs(20), || {
-        if count() != last {
-            (last, since) = (count(), Instant::now());
-        }
-        (last > 0 && since.elapsed() > Duration::from_millis(500)).then_some(last)
-    })
-    .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_holds_back_a_server_that_sends_100_mib() {
     let server = Local::start().await;
     let mut client = EchoClient::new(channel(&server));
     let wanted = Wanted { chunks: CHUNKS as u32, size: CHUNK as u32, rest_ms: 0 };
     let mut down = client.download(wanted).await.unwrap().into_inner();
-    let written = settled(|| server.calls().written()).await;
+    let written = wait::settled("the writer is held back", || server.calls().written()).await;
     assert!((1..BETWEEN).contains(&written), "nothing was read and {written} bytes were written");
 
     let mut read = 0;
@@ -230,7 +218,7 @@ async fn a_server_that_reads_slowly_holds_back_a_client_that_sends_100_mib() {
     }));
     let upload = tokio::spawn(async move { client.upload(body).await });
 
-    let before = settled(|| sent.load(Relaxed)).await;
+    let before = wait::settled("the writer is held back", || sent.load(Relaxed)).await;
     assert!((1..BETWEEN).contains(&before), "one chunk was read and {before} bytes were sent");
     while !upload.is_finished() {
         let between = sent.load(Relaxed).saturating_sub(server.calls().read());

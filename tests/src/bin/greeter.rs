@@ -14,6 +14,7 @@ struct Options {
     service: Option<String>,
     delay: Duration,
     max_connection_age: Option<Duration>,
+    window: Option<u32>,
     ttl: Option<Duration>,
 }
 
@@ -24,6 +25,7 @@ impl Options {
             service: None,
             delay: Duration::from_millis(2),
             max_connection_age: None,
+            window: None,
             ttl: None,
         };
         let mut arguments = lexopt::Parser::from_env();
@@ -35,6 +37,7 @@ impl Options {
                 Long("max-connection-age-ms") => {
                     options.max_connection_age = Some(Duration::from_millis(arguments.value()?.parse()?));
                 }
+                Long("window") => options.window = Some(arguments.value()?.parse()?),
                 Long("ttl") => options.ttl = Some(Duration::from_secs(arguments.value()?.parse()?)),
                 other => return Err(other.unexpected()),
             }
@@ -49,7 +52,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse()?;
     let listener = TcpListener::bind(&options.listen).await?;
     let address = listener.local_addr()?;
-    let mut server = Server::builder();
+    let mut server = Server::builder()
+        .initial_stream_window_size(options.window)
+        .initial_connection_window_size(options.window);
     if let Some(age) = options.max_connection_age {
         server = server.max_connection_age(age);
     }
