@@ -98,6 +98,13 @@ impl EtcdProcess {
         text(&output.stdout)
     }
 
+    /// What one of its counters stands at, all its labels that contain `label` together
+    pub async fn metric(&self, name: &str, label: &str) -> u64 {
+        let metrics = http_get(&self.endpoint(), "/metrics").await.expect("a running etcd answers");
+        let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+
     /// What the process has logged so far
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
@@ -167,14 +174,16 @@ fn free_ports() -> (u16, u16) {
 
 /// Whether the member has a leader: etcd's own health endpoint says so over plain HTTP
 async fn healthy(endpoint: &str) -> bool {
-    let ask = async {
-        let mut socket = TcpStream::connect(endpoint).await?;
-        socket.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await?;
-        io::Result::Ok(answer.contains("\"health\":\"true\""))
-    };
-    matches!(timeout(Duration::from_secs(1), ask).await, Ok(Ok(true)))
+    let asked = timeout(Duration::from_secs(1), http_get(endpoint, "/health")).await;
+    matches!(asked, Ok(Ok(answer)) if answer.contains("\"health\":\"true\""))
+}
+
+async fn http_get(endpoint: &str, path: &str) -> io::Result<String> {
+    let mut socket = TcpStream::connect(endpoint).await?;
+    socket.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
 
 #[cfg(test)]

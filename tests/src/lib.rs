@@ -6,6 +6,8 @@
 //! | [`service`] | the two services, and a server of them in this process |
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`real`], [`etcd`] | a real etcd, or the word that there is none |
+//! | [`proxy`] | a TCP proxy whose connections can be cut |
+//! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
 //! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
 //! | [`scripted`] | an HTTP/2 server whose frames are written by hand |
@@ -28,7 +30,9 @@ pub mod process;
 pub mod service;
 
 pub mod etcd;
+pub mod proxy;
 pub mod real;
+pub mod view;
 
 pub mod channel;
 pub mod load;

@@ -1,0 +1,293 @@
+//! Discovery against a real etcd: the view is right, and stays while etcd is away
+
+use std::time::Duration;
+
+use callsign::{
+    Etcd, EtcdOptions, Registration,
+    discover::{DiscoveryState, EtcdDiscover},
+};
+use callsign_tests::{etcd::EtcdProcess, peers::Peer, proxy::Proxy, real, view::View, wait};
+use tokio::sync::watch;
+
+const SERVICE: &str = "hello.rpc";
+/// How soon a change is seen
+const SEEN: Duration = Duration::from_secs(2);
+/// For what waits for a ping or a backoff
+const BOUND: Duration = Duration::from_secs(20);
+
+const A: &str = "10.0.0.1:80";
+const B: &str = "10.0.0.2:80";
+const C: &str = "10.0.0.3:80";
+
+struct Following {
+    view: View,
+    state: watch::Receiver<DiscoveryState>,
+    session: Etcd,
+}
+
+impl Following {
+    async fn of(hosts: impl IntoIterator<Item = String>) -> Self {
+        let session = Etcd::connect_lazy(EtcdOptions::new(hosts)).unwrap();
+        let discover = EtcdDiscover::new(&session, SERVICE).unwrap();
+        Self { state: discover.state(), view: View::of(discover), session }
+    }
+
+    async fn until_state(&mut self, what: &str, condition: impl Fn(&DiscoveryState) -> bool) {
+        wait::within(what, BOUND, self.state.wait_for(condition)).await.unwrap();
+    }
+
+    async fn until_watching(&mut self) {
+        self.until_state("watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
+    }
+
+    async fn until_resuming(&mut self) {
+        self.until_state("resuming", |state| matches!(state, DiscoveryState::Resuming { .. })).await;
+    }
+}
+
+async fn put(etcd: &EtcdProcess, id: &str, value: &str) {
+    etcd.etcdctl(["put", &format!("{SERVICE}/{id}"), value]).await;
+}
+
+async fn delete(etcd: &EtcdProcess, id: &str) {
+    etcd.etcdctl(["del", &format!("{SERVICE}/{id}")]).await;
+}
+
+/// How many lists etcd was asked for
+async fn lists(etcd: &EtcdProcess) -> u64 {
+    etcd.metric("grpc_server_started_total", "grpc_method=\"Range\"").await
+}
+
+#[tokio::test]
+async fn instances_come_and_go() {
+    let Some(etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    let follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    delete(&etcd, "1").await;
+    follow.view.until(&[B], SEEN).await;
+    put(&etcd, "2", C).await;
+    follow.view.until(&[C], SEEN).await;
+}
+
+#[tokio::test]
+async fn garbage_and_the_keys_of_others_are_skipped() {
+    let Some(etcd) = real::etcd().await else { return };
+    let large = format!("10.0.0.9:80{}", " ".repeat(100_000));
+    let garbage = [("garbage", "not an address"), ("empty", ""), ("", A), ("deeper/1", A), ("a\u{1b}[2J", A)];
+    for (id, value) in garbage.into_iter().chain([("large", large.as_str())]) {
+        put(&etcd, id, value).await;
+    }
+    put(&etcd, "1", A).await;
+    etcd.etcdctl(["put", "hello.rpc_other/1", C]).await;
+    let follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    for (id, value) in garbage {
+        put(&etcd, id, &format!("{value}?")).await;
+    }
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    put(&etcd, "1", "garbage").await;
+    follow.view.until(&[B], SEEN).await;
+    put(&etcd, "garbage", C).await;
+    follow.view.until(&[B, C], SEEN).await;
+}
+
+#[tokio::test]
+async fn an_address_under_two_ids_is_one_endpoint_and_a_newer_one_inserts_it_again() {
+    let Some(etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    let follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    put(&etcd, "2", A).await;
+    wait::until("the second insert", SEEN, || (follow.view.changes() == 2).then_some(())).await;
+    delete(&etcd, "1").await;
+    put(&etcd, "3", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    assert_eq!(follow.view.removed(), 0, "the address is still there under its second id");
+    delete(&etcd, "2").await;
+    follow.view.until(&[B], SEEN).await;
+}
+
+#[tokio::test]
+async fn a_large_service_is_listed_page_by_page_and_all_of_it_is_seen() {
+    let Some(etcd) = real::etcd().await else { return };
+    const MANY: usize = 1_203;
+    let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
+    let following = View::of(EtcdDiscover::new(&session, SERVICE).unwrap());
+    let mut registrations = Vec::new();
+    for number in 0..MANY {
+        let address = format!("10.0.{}.{}:80", number / 256, number % 256).parse().unwrap();
+        registrations.push(Registration::builder(&session, SERVICE, address).start().unwrap());
+    }
+    wait::until("the watch tells of all", BOUND, || (following.addresses().len() == MANY).then_some(()))
+        .await;
+    let other = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
+    let listed = View::of(EtcdDiscover::new(&other, SERVICE).unwrap());
+    wait::until("the list has all", BOUND, || (listed.addresses().len() == MANY).then_some(())).await;
+    assert_eq!((listed.changes(), listed.removed()), (MANY, 0));
+    drop(registrations);
+    listed.until(&[], BOUND).await;
+    following.until(&[], BOUND).await;
+}
+
+#[tokio::test]
+async fn a_restarted_etcd_changes_nothing_and_the_watch_goes_on_where_it_was() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    let mut follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    follow.until_watching().await;
+    for _ in 0..2 {
+        etcd.kill9();
+        follow.until_resuming().await;
+        etcd.restart().await;
+        follow.until_watching().await;
+    }
+    assert_eq!(follow.view.changes(), 1, "nothing but the first insert");
+    assert_eq!(lists(&etcd).await, 0, "resumed, not listed again");
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+}
+
+#[tokio::test]
+async fn what_happened_while_away_is_told_when_back() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    put(&etcd, "1", A).await;
+    put(&etcd, "2", B).await;
+    let mut follow = Following::of([proxy.endpoint()]).await;
+    follow.view.until(&[A, B], SEEN).await;
+    follow.until_watching().await;
+    proxy.cut().await;
+    follow.until_resuming().await;
+    delete(&etcd, "1").await;
+    put(&etcd, "3", C).await;
+    assert_eq!(follow.view.addresses(), [A, B]);
+    let before = lists(&etcd).await;
+    proxy.heal();
+    follow.view.until(&[B, C], BOUND).await;
+    assert_eq!(follow.view.removed(), 1);
+    assert_eq!(lists(&etcd).await, before, "resumed, not listed again");
+}
+
+#[tokio::test]
+async fn after_a_compaction_while_away_it_lists_once_and_tells_the_difference() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    put(&etcd, "1", A).await;
+    put(&etcd, "2", B).await;
+    let mut follow = Following::of([proxy.endpoint()]).await;
+    follow.view.until(&[A, B], SEEN).await;
+    follow.until_watching().await;
+    proxy.cut().await;
+    follow.until_resuming().await;
+    delete(&etcd, "1").await;
+    put(&etcd, "3", C).await;
+    for round in 0..20 {
+        etcd.etcdctl(["put", "unrelated", &round.to_string()]).await;
+    }
+    let shown = etcd.etcdctl(["get", "unrelated", "-w", "fields"]).await;
+    let revision =
+        shown.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).expect("a revision").to_owned();
+    etcd.etcdctl(["compact", &revision]).await;
+    let (before, changes) = (lists(&etcd).await, follow.view.changes());
+    proxy.heal();
+    follow.view.until(&[B, C], BOUND).await;
+    follow.until_watching().await;
+    assert_eq!(lists(&etcd).await, before + 1);
+    assert_eq!(follow.view.changes(), changes + 2, "one came and one left");
+    put(&etcd, "4", A).await;
+    follow.view.until(&[A, B, C], SEEN).await;
+}
+
+#[tokio::test]
+async fn a_wiped_etcd_is_listed_anew() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    for _ in 0..10 {
+        put(&etcd, "gone", B).await;
+    }
+    let mut follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[B], SEEN).await;
+    let builder = Registration::builder(&follow.session, SERVICE, A.parse().unwrap());
+    let _living = builder.ttl(Duration::from_secs(5)).register().await.unwrap();
+    follow.view.until(&[A, B], SEEN).await;
+    etcd.kill9();
+    follow.until_resuming().await;
+    etcd.wipe();
+    etcd.restart().await;
+    follow.view.until(&[A], BOUND).await;
+    put(&etcd, "new", C).await;
+    follow.view.until(&[A, C], SEEN).await;
+}
+
+#[tokio::test]
+async fn a_frozen_etcd_is_noticed_changes_nothing_and_may_wake() {
+    let Some(etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    let mut follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    follow.until_watching().await;
+    etcd.stop();
+    // One ping every 10 s, with 3 s to answer.
+    follow.until_resuming().await;
+    assert_eq!(follow.view.addresses(), [A]);
+    etcd.cont();
+    follow.until_watching().await;
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    assert_eq!(follow.view.removed(), 0);
+}
+
+#[tokio::test]
+async fn what_starts_without_etcd_says_nothing_until_the_first_list() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    etcd.kill9();
+    let mut follow = Following::of([etcd.endpoint()]).await;
+    let failed = |state: &DiscoveryState| matches!(state, DiscoveryState::Listing { cause: Some(_) });
+    follow.until_state("the first list has failed", failed).await;
+    assert_eq!(follow.view.changes(), 0);
+    etcd.restart().await;
+    follow.view.until(&[A], BOUND).await;
+    follow.until_watching().await;
+}
+
+#[tokio::test]
+async fn dead_and_frozen_hosts_are_left_for_the_one_that_works() {
+    let Some(etcd) = real::etcd().await else { return };
+    let (dead, mute) = (Peer::deaf(), Peer::mute().await);
+    put(&etcd, "1", A).await;
+    let hosts = [dead.address().to_string(), mute.address().to_string(), etcd.endpoint()];
+    let follow = Following::of(hosts).await;
+    follow.view.until(&[A], BOUND).await;
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+}
+
+#[tokio::test]
+async fn all_who_follow_a_service_share_one_watch_which_ends_with_the_last() {
+    let Some(etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    let mut follow = Following::of([etcd.endpoint()]).await;
+    follow.until_watching().await;
+    let more: Vec<_> =
+        (0..10).map(|_| View::of(EtcdDiscover::new(&follow.session, SERVICE).unwrap())).collect();
+    for view in &more {
+        view.until(&[A], SEEN).await;
+    }
+    let watchers = async || etcd.metric("etcd_debugging_mvcc_watcher_total", "").await;
+    assert_eq!(watchers().await, 1);
+    drop(more);
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    drop(follow);
+    let none = async {
+        while watchers().await > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    wait::within("the watch ends", SEEN, none).await;
+}

@@ -1,0 +1,237 @@
+//! Registrations against a real etcd: what is lost comes back, what is taken over is given up
+
+use std::time::Duration;
+
+use callsign::{Etcd, EtcdOptions, Registration, RegistrationState, etcd::registration::LossCause};
+use callsign_tests::{etcd::EtcdProcess, peers::Peer, proxy::Proxy, real, wait};
+
+const SERVICE: &str = "hello.rpc";
+const ADDRESS: &str = "127.0.0.1:9090";
+/// What is lost has to be back within this time
+const BACK: Duration = Duration::from_secs(2);
+/// For what starts etcd or waits for a backoff
+const BOUND: Duration = Duration::from_secs(15);
+
+fn session(etcd: &EtcdProcess) -> Etcd {
+    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap()
+}
+
+async fn registered(etcd: &EtcdProcess, ttl: u64) -> Registration {
+    let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().unwrap());
+    builder.id(7).ttl(Duration::from_secs(ttl)).register().await.unwrap()
+}
+
+/// Waits until the state meets `condition`
+async fn until_state(
+    registration: &Registration,
+    bound: Duration,
+    condition: impl Fn(&RegistrationState) -> bool,
+) -> RegistrationState {
+    let mut state = registration.state();
+    let what = format!("the state is {:?}", *state.borrow());
+    wait::within(&what, bound, state.wait_for(condition)).await.unwrap().clone()
+}
+
+fn lease(state: &RegistrationState) -> i64 {
+    let RegistrationState::Registered { lease, .. } = state else { panic!("{state:?}") };
+    *lease
+}
+
+/// Keys and values under the service
+async fn pairs(etcd: &EtcdProcess) -> String {
+    etcd.etcdctl(["get", "--prefix", "hello.rpc/"]).await
+}
+
+const OURS: &str = "hello.rpc/7\n127.0.0.1:9090\n";
+
+#[tokio::test]
+async fn a_revoked_lease_brings_the_same_key_back_under_a_new_one() {
+    let Some(etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 15).await;
+    let first = lease(&registration.state().borrow().clone());
+    etcd.etcdctl(["lease", "revoke", &format!("{first:x}")]).await;
+    let back = |state: &RegistrationState| matches!(state, RegistrationState::Registered { lease, .. } if *lease != first);
+    until_state(&registration, BACK, back).await;
+    assert_eq!(pairs(&etcd).await, OURS);
+}
+
+#[tokio::test]
+async fn a_deleted_key_is_put_again_under_the_living_lease() {
+    let Some(etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 15).await;
+    let first = lease(&registration.state().borrow().clone());
+    for _ in 0..3 {
+        assert_eq!(etcd.etcdctl(["del", "--prefix", "hello.rpc/"]).await, "1\n");
+        real::until_registered(&etcd, SERVICE, BACK, |all| all == [ADDRESS]).await;
+    }
+    let registered = |state: &RegistrationState| matches!(state, RegistrationState::Registered { .. });
+    assert_eq!(lease(&until_state(&registration, BACK, registered).await), first);
+    assert_eq!(pairs(&etcd).await, OURS);
+}
+
+#[tokio::test]
+async fn the_later_of_two_with_one_id_wins_and_the_earlier_leaves_it_alone() {
+    let Some(etcd) = real::etcd().await else { return };
+    let earlier = registered(&etcd, 5).await;
+    let later = Registration::builder(&session(&etcd), SERVICE, "127.0.0.1:9091".parse().unwrap());
+    let later = later.id(7).register().await.unwrap();
+    let overwritten = RegistrationState::Lost { cause: LossCause::Overwritten };
+    until_state(&earlier, BACK, |state| *state == overwritten).await;
+    assert_eq!(pairs(&etcd).await, "hello.rpc/7\n127.0.0.1:9091\n");
+    earlier.deregister().await.unwrap();
+    assert_eq!(pairs(&etcd).await, "hello.rpc/7\n127.0.0.1:9091\n", "leaving takes only what is one's own");
+    assert!(matches!(*later.state().borrow(), RegistrationState::Registered { .. }));
+    later.deregister().await.unwrap();
+    assert_eq!(pairs(&etcd).await, "");
+    assert_eq!(etcd.etcdctl(["lease", "list"]).await, "found 0 leases\n");
+}
+
+#[tokio::test]
+async fn a_key_put_by_hand_stays_what_it_was_put_to() {
+    let Some(etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 15).await;
+    etcd.etcdctl(["put", "hello.rpc/7", "10.9.9.9:1"]).await;
+    let overwritten = RegistrationState::Lost { cause: LossCause::Overwritten };
+    until_state(&registration, BACK, |state| *state == overwritten).await;
+    drop(registration);
+    let no_lease = async {
+        while etcd.etcdctl(["lease", "list"]).await != "found 0 leases\n" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    wait::within("the lease is given back", BACK, no_lease).await;
+    assert_eq!(pairs(&etcd).await, "hello.rpc/7\n10.9.9.9:1\n");
+}
+
+#[tokio::test]
+async fn who_loses_its_lease_does_not_take_the_key_back_from_its_successor() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    let session = Etcd::connect(EtcdOptions::new([proxy.endpoint()])).await.unwrap();
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let registration = builder.id(7).register().await.unwrap();
+    let first = lease(&registration.state().borrow().clone());
+    proxy.cut().await;
+    etcd.etcdctl(["lease", "revoke", &format!("{first:x}")]).await;
+    etcd.etcdctl(["put", "hello.rpc/7", "10.9.9.9:1"]).await;
+    proxy.heal();
+    let overwritten = RegistrationState::Lost { cause: LossCause::Overwritten };
+    until_state(&registration, BOUND, |state| *state == overwritten).await;
+    assert_eq!(pairs(&etcd).await, "hello.rpc/7\n10.9.9.9:1\n");
+}
+
+#[tokio::test]
+async fn a_restarted_etcd_has_exactly_one_key_under_the_same_lease() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 5).await;
+    let first = lease(&registration.state().borrow().clone());
+    for _ in 0..2 {
+        etcd.kill9();
+        etcd.restart().await;
+    }
+    // The next watch and keepalive are open when a deleted key comes back.
+    etcd.etcdctl(["del", "hello.rpc/7"]).await;
+    real::until_registered(&etcd, SERVICE, 2 * BACK, |all| all == [ADDRESS]).await;
+    assert_eq!(pairs(&etcd).await, OURS);
+    assert_eq!(lease(&registration.state().borrow().clone()), first);
+}
+
+#[tokio::test]
+async fn a_wiped_etcd_is_registered_in_again() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 5).await;
+    etcd.kill9();
+    etcd.wipe();
+    etcd.restart().await;
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all == [ADDRESS]).await;
+    assert_eq!(pairs(&etcd).await, OURS);
+    let registered = |state: &RegistrationState| matches!(state, RegistrationState::Registered { .. });
+    until_state(&registration, BACK, registered).await;
+}
+
+#[tokio::test]
+async fn a_frozen_etcd_makes_a_registration_doubtful_and_then_certain_again() {
+    let Some(etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 2).await;
+    etcd.stop();
+    let unconfirmed = RegistrationState::Lost { cause: LossCause::Unconfirmed };
+    until_state(&registration, BOUND, |state| *state == unconfirmed).await;
+    etcd.cont();
+    let registered = |state: &RegistrationState| matches!(state, RegistrationState::Registered { .. });
+    until_state(&registration, BOUND, registered).await;
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all == [ADDRESS]).await;
+    assert_eq!(pairs(&etcd).await, OURS);
+}
+
+#[tokio::test]
+async fn a_registration_outlives_its_ttl() {
+    let Some(etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 2).await;
+    let first = lease(&registration.state().borrow().clone());
+    let kept = async { tokio::time::sleep(Duration::from_secs(5)).await };
+    // For two and a half TTLs the state does not change once.
+    let mut state = registration.state();
+    state.borrow_and_update();
+    tokio::select! {
+        _ = state.changed() => panic!("{:?}", *state.borrow()),
+        () = kept => {}
+    }
+    assert_eq!(lease(&registration.state().borrow().clone()), first);
+    assert_eq!(pairs(&etcd).await, OURS);
+}
+
+#[tokio::test]
+async fn what_starts_without_etcd_registers_when_it_comes() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    etcd.kill9();
+    let builder = Registration::builder(&session(&etcd), SERVICE, ADDRESS.parse().unwrap());
+    let error = builder.clone().register().await.unwrap_err().to_string();
+    assert!(error.contains(&etcd.endpoint()) && error.contains("refused"), "{error}");
+    let registration = builder.id(7).start().unwrap();
+    let failed = |state: &RegistrationState| matches!(state, RegistrationState::Granting { cause: Some(_) });
+    until_state(&registration, BACK, failed).await;
+    etcd.restart().await;
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all == [ADDRESS]).await;
+    assert_eq!(pairs(&etcd).await, OURS);
+}
+
+#[tokio::test]
+async fn hosts_that_are_dead_frozen_or_no_etcd_are_left_for_the_one_that_works() {
+    let Some(etcd) = real::etcd().await else { return };
+    let (dead, mute, http1) = (Peer::deaf(), Peer::mute().await, Peer::http1().await);
+    let hosts = [dead.address(), mute.address(), http1.address(), etcd.endpoint().parse().unwrap()];
+    let hosts = hosts.each_ref().map(ToString::to_string);
+    let session = Etcd::connect(EtcdOptions::new(&hosts)).await.unwrap();
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let registration = builder.id(7).register().await.unwrap();
+    assert_eq!(pairs(&etcd).await, OURS);
+    let first = lease(&registration.state().borrow().clone());
+    etcd.etcdctl(["lease", "revoke", &format!("{first:x}")]).await;
+    let back = |state: &RegistrationState| matches!(state, RegistrationState::Registered { lease, .. } if *lease != first);
+    until_state(&registration, BOUND, back).await;
+    registration.deregister().await.unwrap();
+    assert_eq!(pairs(&etcd).await, "");
+}
+
+#[tokio::test]
+async fn what_is_no_etcd_is_named_as_such() {
+    let http1 = Peer::http1().await;
+    let options = EtcdOptions::new([http1.address().to_string()]).connect_timeout(Duration::from_millis(500));
+    let error = Etcd::connect(options.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("HTTP/2"), "{error}");
+    let server = callsign_tests::service::Local::start().await;
+    let options =
+        EtcdOptions::new([server.address().to_string()]).connect_timeout(Duration::from_millis(500));
+    let error = Etcd::connect(options).await.unwrap_err().to_string();
+    assert!(error.contains("not an etcd"), "{error}");
+}
+
+#[tokio::test]
+async fn leaving_a_frozen_etcd_takes_three_seconds_and_says_so() {
+    let Some(etcd) = real::etcd().await else { return };
+    let registration = registered(&etcd, 5).await;
+    etcd.stop();
+    let (left, took) = wait::timed(registration.deregister()).await;
+    let error = left.unwrap_err().to_string();
+    assert!(error.contains("hello.rpc/7") && took < Duration::from_secs(4), "{error}, after {took:?}");
+}

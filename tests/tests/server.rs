@@ -1,0 +1,222 @@
+//! A server's life against a real etcd: in which order it comes, and in which it goes
+
+use std::time::{Duration, Instant};
+
+use callsign::{Address, Etcd, EtcdOptions, Serve, ServeError, ServeRegistered};
+use callsign_tests::{
+    echo::{Chunk, echo_client::EchoClient},
+    etcd::EtcdProcess,
+    greeter,
+    pb::{HelloRequest, greeter_client::GreeterClient},
+    real,
+    service::{Calls, Hello, router},
+    wait,
+};
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
+use tonic::transport::{Endpoint, Server, server::Router};
+
+const SERVICE: &str = "hello.rpc";
+const BOUND: Duration = Duration::from_secs(5);
+
+fn session(etcd: &EtcdProcess) -> Etcd {
+    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap()
+}
+
+fn hello(calls: &Calls) -> Router {
+    router(Server::builder(), Hello { name: "test".into(), delay: Duration::ZERO }, calls)
+}
+
+/// A server in this process, told to stop by a channel
+struct Running {
+    address: Address,
+    calls: Calls,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Running {
+    /// Serves and waits until it is registered
+    async fn start(etcd: &EtcdProcess, configure: impl FnOnce(Serve) -> Serve) -> Self {
+        let calls = Calls::default();
+        let (stop, stopped) = oneshot::channel();
+        let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(etcd));
+        let serve = configure(serve.shutdown(async { drop(stopped.await) }));
+        let task = tokio::spawn(serve.run(hello(&calls)));
+        let all = real::until_registered(etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+        Self { address: all[0].parse().unwrap(), calls, stop, task }
+    }
+
+    async fn echo(&self) -> EchoClient<tonic::transport::Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        EchoClient::new(endpoint.connect().await.unwrap())
+    }
+
+    /// A call that is in flight for `rest`
+    async fn in_flight(&self, rest: Duration) -> JoinHandle<Result<(), tonic::Status>> {
+        let mut client = self.echo().await;
+        let rest_ms = rest.as_millis().try_into().unwrap();
+        let started = self.calls.started();
+        let call =
+            tokio::spawn(async move { client.unary(Chunk { rest_ms, ..Chunk::default() }).await.map(drop) });
+        let begun = || (self.calls.started() > started).then_some(());
+        wait::until("the call has reached the server", BOUND, begun).await;
+        call
+    }
+}
+
+async fn until_refused(address: &Address) {
+    let refused = async {
+        while TcpStream::connect(address.authority()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    wait::within("the listener is closed", BOUND, refused).await;
+}
+
+#[tokio::test]
+async fn it_deregisters_then_serves_on_then_drains_and_no_call_is_lost() {
+    let Some(etcd) = real::etcd().await else { return };
+    let server = Running::start(&etcd, |serve| serve.notice(Duration::from_secs(1))).await;
+    let slow = server.in_flight(Duration::from_secs(2)).await;
+    let stopped = Instant::now();
+    server.stop.send(()).unwrap();
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    assert!(stopped.elapsed() < Duration::from_secs(1), "the key goes first");
+    let new = GreeterClient::connect(format!("http://{}", server.address)).await;
+    new.unwrap().say_hello(HelloRequest::default()).await.expect("who has not noticed yet is still served");
+    until_refused(&server.address).await;
+    assert!(stopped.elapsed() >= Duration::from_secs(1), "clients had their time to notice");
+    assert!(!server.task.is_finished(), "a call is in flight");
+    slow.await.unwrap().expect("what is in flight ends well");
+    wait::within("it returns once it has drained", BOUND, server.task).await.unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(4), "and no later");
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_end_is_cut_at_the_end_of_the_drain() {
+    let Some(etcd) = real::etcd().await else { return };
+    let quick = |serve: Serve| serve.notice(Duration::ZERO).drain(Duration::from_millis(300));
+    let server = Running::start(&etcd, quick).await;
+    let stuck = server.in_flight(Duration::from_secs(60)).await;
+    server.stop.send(()).unwrap();
+    let (returned, took) = wait::timed(server.task).await;
+    returned.unwrap().unwrap();
+    assert!((Duration::from_millis(300)..Duration::from_secs(2)).contains(&took), "{took:?}");
+    wait::within("the caller hears of it", BOUND, stuck).await.unwrap().unwrap_err();
+    wait::until("the handler is dropped", BOUND, || (server.calls.open() == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let Some(etcd) = real::etcd().await else { return };
+    let mut server =
+        greeter!().register(SERVICE, &etcd.endpoint()).delay(Duration::from_secs(60)).start().await;
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    let mut client = GreeterClient::connect(format!("http://{}", server.address())).await.unwrap();
+    let stuck = tokio::spawn(async move { client.say_hello(HelloRequest::default()).await });
+    server.sigterm();
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    server.sigint();
+    let status = server.exited(Duration::from_millis(700)).await;
+    assert!(status.success(), "{status}");
+    wait::within("the caller hears of it", BOUND, stuck).await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn one_signal_lets_it_drain_and_end_well() {
+    let Some(etcd) = real::etcd().await else { return };
+    let mut server =
+        greeter!().register(SERVICE, &etcd.endpoint()).delay(Duration::from_secs(2)).start().await;
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    let mut client = GreeterClient::connect(format!("http://{}", server.address())).await.unwrap();
+    let slow = tokio::spawn(async move { client.say_hello(HelloRequest::default()).await });
+    // Whether the call comes before the signal or after: there is a second in which it is taken.
+    server.sigterm();
+    slow.await.unwrap().expect("what is in flight ends well");
+    let status = server.exited(BOUND).await;
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test]
+async fn it_serves_without_etcd_and_registers_when_that_comes() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    etcd.kill9();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = Serve::new(SERVICE).listener(listener).etcd(&session(&etcd));
+    let serving = tokio::spawn(serve.run(hello(&Calls::default())));
+    let mut client = GreeterClient::connect(format!("http://{address}")).await.unwrap();
+    client.say_hello(HelloRequest::default()).await.expect("it serves");
+    etcd.restart().await;
+    let all = real::until_registered(&etcd, SERVICE, 2 * BOUND, |all| !all.is_empty()).await;
+    assert_eq!(all, [address.to_string()]);
+    serving.abort();
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+}
+
+#[tokio::test]
+async fn told_to_fail_fast_it_says_what_is_wrong_with_etcd() {
+    let Some(mut etcd) = real::etcd().await else { return };
+    etcd.kill9();
+    let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd)).fail_fast(true);
+    let failed = wait::within("it fails", BOUND, serve.run(hello(&Calls::default()))).await.unwrap_err();
+    let message = failed.to_string();
+    assert!(message.contains(SERVICE) && message.contains(&etcd.endpoint()), "{message}");
+}
+
+#[tokio::test]
+async fn all_addresses_are_published_as_one_that_can_be_reached() {
+    let Some(etcd) = real::etcd().await else { return };
+    let server = Running::start(&etcd, |serve| serve.listen("0.0.0.0:0").notice(Duration::ZERO)).await;
+    assert_eq!(server.address.host(), "127.0.0.1", "the way to etcd");
+    let call = server.in_flight(Duration::ZERO).await;
+    call.await.unwrap().unwrap();
+    server.stop.send(()).unwrap();
+    server.task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_advertised_address_wins() {
+    let Some(etcd) = real::etcd().await else { return };
+    let advertised: Address = "198.51.100.7:443".parse().unwrap();
+    let server =
+        Running::start(&etcd, |serve| serve.advertise(advertised.clone()).notice(Duration::ZERO)).await;
+    assert_eq!(server.address, advertised);
+    server.stop.send(()).unwrap();
+    server.task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn dropped_it_cuts_its_connections_and_deregisters() {
+    let Some(etcd) = real::etcd().await else { return };
+    let server = Running::start(&etcd, |serve| serve).await;
+    let stuck = server.in_flight(Duration::from_secs(60)).await;
+    server.task.abort();
+    wait::within("the caller hears of it", BOUND, stuck).await.unwrap().unwrap_err();
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_input_is_said_before_anything_is_bound() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let run = async |serve: Serve| serve.run(hello(&Calls::default())).await.unwrap_err();
+    assert!(matches!(run(Serve::new("a/").listen(&address)).await, ServeError::Register(_)));
+    assert!(matches!(run(Serve::new("a").listen("9090")).await, ServeError::Listen(_)));
+    assert!(matches!(run(Serve::new("a").listen(&address)).await, ServeError::Listen(_)));
+}
+
+#[tokio::test]
+async fn a_layered_router_serves_in_one_line() {
+    // The type is what this shows: it compiles, and its future can be spawned. Where it listens is taken.
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let layered = Server::builder().layer(tonic::service::InterceptorLayer::new(Ok)).add_service(
+        callsign_tests::pb::greeter_server::GreeterServer::new(Hello {
+            name: "test".into(),
+            delay: Duration::ZERO,
+        }),
+    );
+    let served = tokio::spawn(layered.serve_registered(SERVICE, address));
+    assert!(matches!(served.await.unwrap(), Err(ServeError::Listen(_))));
+}
