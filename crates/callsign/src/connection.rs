@@ -383,13 +383,11 @@ impl Shared {
         }
     }
 
-    /// Takes no new streams from here on; the first reason stays, but for a loss, which is the last
+    /// Takes no new streams from here on; the first reason stays: a loss after GOAWAY is no failure
     fn retire(&self, reason: Closed) {
         self.closed.send_if_modified(|closed| {
             let first = closed.is_none();
-            if first || matches!(reason, Closed::Lost(_)) && !matches!(closed, Some(Closed::Lost(_))) {
-                *closed = Some(reason);
-            }
+            closed.get_or_insert(reason);
             first
         });
         self.streams.set_limit(0);

@@ -193,7 +193,7 @@ pub enum EtcdError {
 }
 
 /// Hosts as a person writes them
-struct Hosts<'a>(&'a [Address]);
+pub(crate) struct Hosts<'a>(pub(crate) &'a [Address]);
 
 impl fmt::Display for Hosts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -115,23 +115,30 @@ impl Call {
         let endpoint = in_flight.endpoint();
         parts.extensions.insert(EndpointAddress(endpoint.address.clone()));
         let deadline = self.told.map(|told| told.deadline);
-        Response::from_parts(parts, Body::new(ResponseBody { incoming, deadline, timer: None, in_flight }))
+        let body = ResponseBody { incoming, in_flight: Some(in_flight), deadline, timer: None };
+        Response::from_parts(parts, Body::new(body))
     }
 }
 
-/// A response body that counts its call as in flight and ends with the caller's deadline
+/// A response body that counts its call as in flight until it ends, at the latest with the caller's deadline
 struct ResponseBody {
     incoming: Incoming,
+    /// `None` once the response has ended, however long the reader keeps the body.
+    in_flight: Option<InFlight>,
     deadline: Option<Instant>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
-    in_flight: InFlight,
 }
 
 impl ResponseBody {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
         self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut().poll(cx)
+    }
+
+    /// Whether the deadline has passed although there is data to read: a stream that never pauses has one, too
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 }
 
@@ -145,15 +152,21 @@ impl HttpBody for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
-            // More may always be there: a stream that never pauses has a deadline, too.
-            Poll::Ready(Some(Ok(frame)))
-                if frame.is_data() && this.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {}
+            Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                if !this.is_late() {
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+            }
+            Poll::Ready(last) => {
+                this.in_flight = None;
+                return Poll::Ready(last);
+            }
             Poll::Pending => ready!(this.poll_deadline(cx)),
-            ready => return ready,
         }
-        this.deadline = None;
         this.incoming.cancel();
-        Poll::Ready(Some(Err(error::deadline_exceeded_reading(&this.in_flight.endpoint().address))))
+        let late =
+            this.in_flight.take().map(|call| error::deadline_exceeded_reading(&call.endpoint().address));
+        Poll::Ready(late.map(Err))
     }
 
     fn is_end_stream(&self) -> bool {

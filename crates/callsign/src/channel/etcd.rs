@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     discover::{EtcdDiscover, ServiceError, fixed},
-    etcd::{Etcd, EtcdError, EtcdOptions},
+    etcd::{Etcd, EtcdError, EtcdOptions, Hosts},
 };
 
 /// A balanced, self-healing channel to a service, found in etcd by its name
@@ -160,11 +160,14 @@ impl EtcdChannelBuilder {
     /// [`ConnectError`], within the connect timeout.
     pub async fn connect(self) -> Result<EtcdChannel, ConnectError> {
         let timeout = self.connect_timeout;
-        let channel = self.connect_lazy()?;
+        let (channel, place) = self.build()?;
         let shared = &channel.channel.shared;
         match tokio::time::timeout(timeout, shared.until_ready()).await {
             Ok(()) => Ok(channel),
-            Err(_) => Err(ConnectError::NotReady(format!("{} (waited {timeout:?})", shared.why_unready()))),
+            Err(_) => {
+                let cause = shared.why_unready();
+                Err(ConnectError::NotReady(format!("{cause} (waited {timeout:?}{place})")))
+            }
         }
     }
 
@@ -176,26 +179,32 @@ impl EtcdChannelBuilder {
     ///
     /// [`ConnectError`] if the target or a setting is wrong; never because of the network.
     pub fn connect_lazy(self) -> Result<EtcdChannel, ConnectError> {
+        self.build().map(|(channel, _)| channel)
+    }
+
+    /// The channel, and where its endpoints are looked for, as part of a message
+    fn build(self) -> Result<(EtcdChannel, String), ConnectError> {
         let Self { target, etcd, mut settings, .. } = self;
-        let channel = match target.parse()? {
+        let (hosts, service) = match target.parse()? {
+            Target::Etcd { hosts, service } => (hosts, service),
             Target::Direct(addresses) => {
                 settings.service = target;
-                settings.build(fixed(addresses))?
-            }
-            Target::Etcd { hosts, service } => {
-                let etcd = match etcd {
-                    Some(etcd) if hosts.is_empty() => etcd,
-                    _ if hosts.is_empty() => Etcd::connect_lazy(EtcdOptions::from_env())?,
-                    _ => Etcd::connect_lazy(EtcdOptions::new(hosts))?,
-                };
-                let discover = EtcdDiscover::new(&etcd, service.as_str())?;
-                let state = discover.state();
-                settings.missing_list = Box::new(move || state.borrow().missing_list());
-                settings.service = service;
-                settings.build(discover)?
+                let channel = settings.build(fixed(addresses))?;
+                return Ok((EtcdChannel { channel }, String::new()));
             }
         };
-        Ok(EtcdChannel { channel })
+        let etcd = match etcd {
+            Some(etcd) if hosts.is_empty() => etcd,
+            _ if hosts.is_empty() => Etcd::connect_lazy(EtcdOptions::from_env())?,
+            _ => Etcd::connect_lazy(EtcdOptions::new(hosts))?,
+        };
+        let place = format!(" for etcd at {}", Hosts(etcd.hosts()));
+        let discover = EtcdDiscover::new(&etcd, service.as_str())?;
+        let state = discover.state();
+        settings.missing_list = Box::new(move || state.borrow().missing_list());
+        settings.service = service;
+        let channel = settings.build(discover)?;
+        Ok((EtcdChannel { channel }, place))
     }
 }
 
