@@ -90,11 +90,12 @@ impl Pace {
     {
         let mut tick = interval(self.gap());
         let mut running = JoinSet::new();
+        let mut held_up = Duration::ZERO;
         for _ in 0..self.calls() {
-            tick.tick().await;
+            held_up = held_up.max(tick.tick().await.elapsed());
             running.spawn(Call::make(call()));
         }
-        Load { calls: running.join_all().await }.sorted()
+        Load { calls: running.join_all().await, held_up }.sorted()
     }
 
     /// One call after the other, at most at this pace
@@ -109,7 +110,7 @@ impl Pace {
             tick.tick().await;
             calls.push(Call::make(call()).await);
         }
-        Load { calls }
+        Load { calls, held_up: Duration::ZERO }
     }
 }
 
@@ -118,6 +119,8 @@ impl Pace {
 pub struct Load {
     /// The calls
     pub calls: Vec<Call>,
+    /// How late a call was started at most: a machine this busy misses deadlines by itself
+    pub held_up: Duration,
 }
 
 impl Load {
@@ -166,6 +169,7 @@ impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let failed = self.failed();
         write!(f, "{} of {} calls failed", failed.len(), self.calls.len())?;
+        write!(f, "; the test itself was held up for {:?} at most", self.held_up)?;
         let Some(first) = self.calls.first() else { return Ok(()) };
         for call in failed.iter().take(8) {
             let (at, took) = (call.started - first.started, call.ended - call.started);

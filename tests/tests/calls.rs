@@ -19,7 +19,7 @@ use tonic::{Code, Request};
 use tower::discover::Change;
 
 const BOUND: Duration = Duration::from_secs(2);
-const SHORT: Duration = Duration::from_millis(300);
+const SHORT: Duration = Duration::from_millis(500);
 /// Longer than any test
 const FOR_EVER: u32 = 600_000;
 
@@ -50,7 +50,7 @@ async fn a_callers_deadline_covers_the_body_and_the_channels_own_does_not() {
     let server = Local::start().await;
     let channel = Channel::builder(discover::fixed([server.address()])).timeout(SHORT).build().unwrap();
     let mut client = EchoClient::new(channel);
-    let wanted = Wanted { chunks: 5, size: 1, rest_ms: 150 };
+    let wanted = Wanted { chunks: 5, size: 1, rest_ms: 250 };
 
     let mut down = client.download(wanted).await.unwrap().into_inner();
     for _ in 0..5 {
