@@ -114,8 +114,8 @@ struct Sample {
 }
 
 async fn measure(addresses: Vec<SocketAddr>, rounds: usize, slice: Duration) -> Result<()> {
-    let ours = addresses.iter().map(|address| callsign::Address::from(*address));
-    let ours = callsign::Channel::builder(callsign::discover::fixed(ours)).build()?;
+    let direct = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let ours = callsign::EtcdChannel::connect(format!("direct:///{direct}")).await?;
     let endpoint = |address: &SocketAddr| transport::Endpoint::from_shared(format!("http://{address}"));
     let single = endpoint(&addresses[0])?.connect().await?;
     let balanced = addresses.iter().map(endpoint).collect::<std::result::Result<Vec<_>, _>>()?;
