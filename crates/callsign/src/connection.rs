@@ -344,7 +344,9 @@ impl Shared {
         // Connection or request: only a connection that is finished says so again.
         opened.map_err(|error| match poll_now(&mut send) {
             Poll::Ready(Err(closed)) => {
-                self.retire(Closed::GoAway(closed.to_string().into()));
+                let cause = closed.to_string().into();
+                // The driver says the same in a moment; this is the first to see it.
+                self.retire(if closed.is_io() { Closed::Lost(cause) } else { Closed::GoAway(cause) });
                 SendError::NotSent
             }
             _ => SendError::Failed(error::bad_request(&error)),
