@@ -98,6 +98,18 @@ impl EtcdProcess {
         text(&output.stdout)
     }
 
+    /// Puts a value that is too long for a command line
+    pub async fn put_large(&self, key: &str, value: &[u8]) {
+        let mut command = tokio::process::Command::new("etcdctl");
+        command.arg("--endpoints").arg(self.endpoint()).args(["put", key]).env("ETCDCTL_API", "3");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+        let mut child = command.spawn().expect("etcdctl is on PATH");
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        stdin.write_all(value).await.expect("etcdctl reads its value");
+        drop(stdin);
+        assert!(child.wait().await.expect("a child can be waited for").success(), "etcdctl put failed");
+    }
+
     /// What one of its counters stands at, all its labels that contain `label` together
     pub async fn metric(&self, name: &str, label: &str) -> u64 {
         let metrics = http_get(&self.endpoint(), "/metrics").await.expect("a running etcd answers");

@@ -6,7 +6,7 @@
 //! | [`service`] | the two services, and a server of them in this process |
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`real`], [`etcd`] | a real etcd, or the word that there is none |
-//! | [`proxy`] | a TCP proxy whose connections can be cut |
+//! | [`proxy`] | a TCP proxy whose connections can be cut or held |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
 //! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |

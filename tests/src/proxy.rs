@@ -1,6 +1,6 @@
-//! A TCP proxy whose connections can be cut
+//! A TCP proxy whose connections can be cut or held
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use tokio::{
     io::copy_bidirectional,
@@ -15,8 +15,15 @@ use crate::wait;
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    open: watch::Sender<bool>,
+    gate: watch::Sender<Gate>,
     task: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Gate {
+    Open,
+    Held,
+    Cut,
 }
 
 impl Proxy {
@@ -24,13 +31,13 @@ impl Proxy {
     pub async fn to(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("the listener is bound");
-        let (open, gate) = watch::channel(true);
+        let (gate, seen) = watch::channel(Gate::Open);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, target.clone(), gate.clone()));
+                tokio::spawn(pass(client, target.clone(), seen.clone()));
             }
         });
-        Self { address, open, task }
+        Self { address, gate, task }
     }
 
     /// `127.0.0.1:port`
@@ -40,32 +47,42 @@ impl Proxy {
 
     /// Closes all connections, and new ones at once; returns when they are closed
     pub async fn cut(&self) {
-        self.open.send_replace(false);
+        self.gate.send_replace(Gate::Cut);
         // The accepting task keeps one receiver.
-        let closed = || (self.open.receiver_count() == 1).then_some(());
+        let closed = || (self.gate.receiver_count() == 1).then_some(());
         wait::until("the proxy has cut all connections", Duration::from_secs(5), closed).await;
     }
 
-    /// Lets connections through again
+    /// Keeps all connections open and passes nothing on, like a host that is frozen
+    pub fn hold(&self) {
+        self.gate.send_replace(Gate::Held);
+    }
+
+    /// Lets connections and what was held through again
     pub fn heal(&self) {
-        self.open.send_replace(true);
+        self.gate.send_replace(Gate::Open);
     }
 }
 
-async fn pass(mut client: TcpStream, target: String, mut gate: watch::Receiver<bool>) {
-    if !*gate.borrow_and_update() {
-        return;
-    }
+async fn pass(mut client: TcpStream, target: String, mut gate: watch::Receiver<Gate>) {
     let Ok(mut server) = TcpStream::connect(target).await else { return };
-    tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
-        _ = gate.wait_for(|open| !open) => {}
+    let mut copy = pin!(copy_bidirectional(&mut client, &mut server));
+    loop {
+        let open = match *gate.borrow_and_update() {
+            Gate::Cut => return,
+            Gate::Held => false,
+            Gate::Open => true,
+        };
+        tokio::select! {
+            _ = &mut copy, if open => return,
+            changed = gate.changed() => if changed.is_err() { return },
+        }
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
-        self.open.send_replace(false);
+        self.gate.send_replace(Gate::Cut);
     }
 }

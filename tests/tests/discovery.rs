@@ -27,13 +27,13 @@ struct Following {
 
 impl Following {
     async fn of(hosts: impl IntoIterator<Item = String>) -> Self {
-        let session = Etcd::connect_lazy(EtcdOptions::new(hosts)).unwrap();
-        let discover = EtcdDiscover::new(&session, SERVICE).unwrap();
+        let session = Etcd::connect_lazy(EtcdOptions::new(hosts)).expect("valid hosts");
+        let discover = EtcdDiscover::new(&session, SERVICE).expect("a valid name");
         Self { state: discover.state(), view: View::of(discover), session }
     }
 
     async fn until_state(&mut self, what: &str, condition: impl Fn(&DiscoveryState) -> bool) {
-        wait::within(what, BOUND, self.state.wait_for(condition)).await.unwrap();
+        wait::within(what, BOUND, self.state.wait_for(condition)).await.expect("the task lives");
     }
 
     async fn until_watching(&mut self) {
@@ -93,6 +93,18 @@ async fn garbage_and_the_keys_of_others_are_skipped() {
     follow.view.until(&[B], SEEN).await;
     put(&etcd, "garbage", C).await;
     follow.view.until(&[B, C], SEEN).await;
+}
+
+#[tokio::test]
+async fn more_large_values_than_a_message_holds_hide_no_instance() {
+    let Some(etcd) = real::etcd().await else { return };
+    let large = vec![b'x'; 1 << 20];
+    for number in 0..66 {
+        etcd.put_large(&format!("{SERVICE}/{number}"), &large).await;
+    }
+    put(&etcd, "zz", A).await;
+    let follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], BOUND).await;
 }
 
 #[tokio::test]

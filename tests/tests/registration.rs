@@ -13,12 +13,12 @@ const BACK: Duration = Duration::from_secs(2);
 const BOUND: Duration = Duration::from_secs(15);
 
 fn session(etcd: &EtcdProcess) -> Etcd {
-    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap()
+    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).expect("a valid host")
 }
 
 async fn registered(etcd: &EtcdProcess, ttl: u64) -> Registration {
-    let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().unwrap());
-    builder.id(7).ttl(Duration::from_secs(ttl)).register().await.unwrap()
+    let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().expect("an address"));
+    builder.id(7).ttl(Duration::from_secs(ttl)).register().await.expect("etcd is there")
 }
 
 /// Waits until the state meets `condition`
@@ -29,7 +29,7 @@ async fn until_state(
 ) -> RegistrationState {
     let mut state = registration.state();
     let what = format!("the state is {:?}", *state.borrow());
-    wait::within(&what, bound, state.wait_for(condition)).await.unwrap().clone()
+    wait::within(&what, bound, state.wait_for(condition)).await.expect("the task lives").clone()
 }
 
 fn lease(state: &RegistrationState) -> i64 {
@@ -211,6 +211,26 @@ async fn hosts_that_are_dead_frozen_or_no_etcd_are_left_for_the_one_that_works()
     until_state(&registration, BOUND, back).await;
     registration.deregister().await.unwrap();
     assert_eq!(pairs(&etcd).await, "");
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_left_before_the_lease_ends() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
+    let hosts = proxies.each_ref().map(Proxy::endpoint);
+    let session = Etcd::connect(EtcdOptions::new(&hosts)).await.unwrap();
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let registration = builder.id(7).ttl(Duration::from_secs(4)).register().await.unwrap();
+    let mut state = registration.state();
+    state.borrow_and_update();
+    // One of the two is the one in use. A ping would find it frozen after 13 s, too late for the lease.
+    for proxy in &proxies {
+        proxy.hold();
+        let changed = tokio::time::timeout(Duration::from_secs(8), state.changed()).await;
+        assert!(changed.is_err(), "{:?}", *state.borrow());
+        proxy.heal();
+    }
+    assert_eq!(pairs(&etcd).await, OURS);
 }
 
 #[tokio::test]

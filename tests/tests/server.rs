@@ -19,7 +19,7 @@ const SERVICE: &str = "hello.rpc";
 const BOUND: Duration = Duration::from_secs(5);
 
 fn session(etcd: &EtcdProcess) -> Etcd {
-    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap()
+    Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).expect("a valid host")
 }
 
 fn hello(calls: &Calls) -> Router {
@@ -43,18 +43,18 @@ impl Running {
         let serve = configure(serve.shutdown(async { drop(stopped.await) }));
         let task = tokio::spawn(serve.run(hello(&calls)));
         let all = real::until_registered(etcd, SERVICE, BOUND, |all| all.len() == 1).await;
-        Self { address: all[0].parse().unwrap(), calls, stop, task }
+        Self { address: all[0].parse().expect("an address was published"), calls, stop, task }
     }
 
     async fn echo(&self) -> EchoClient<tonic::transport::Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        EchoClient::new(endpoint.connect().await.unwrap())
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("a valid address");
+        EchoClient::new(endpoint.connect().await.expect("it listens"))
     }
 
     /// A call that is in flight for `rest`
     async fn in_flight(&self, rest: Duration) -> JoinHandle<Result<(), tonic::Status>> {
         let mut client = self.echo().await;
-        let rest_ms = rest.as_millis().try_into().unwrap();
+        let rest_ms = rest.as_millis().try_into().expect("a minute at most");
         let started = self.calls.started();
         let call =
             tokio::spawn(async move { client.unary(Chunk { rest_ms, ..Chunk::default() }).await.map(drop) });

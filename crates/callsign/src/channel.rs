@@ -1,7 +1,7 @@
 //! The channel: a `tower::Service` that balances calls over the endpoints of a service
 //!
 //! [`EtcdChannel`] finds its endpoints by the service's name, [`Channel`] takes them from any
-//! [`Discover`](tower::discover::Discover). Both are handed to tonic-generated clients as they are.
+//! [`Discover`]. Both are handed to tonic-generated clients as they are.
 
 #[cfg(feature = "etcd")]
 mod etcd;
@@ -96,6 +96,13 @@ impl Channel {
     /// The changes of endpoints' states, beginning with what they are now
     pub fn updates(&self) -> Updates {
         Updates::new(&self.shared)
+    }
+
+    /// Waits until an endpoint is ready
+    ///
+    /// No call needs it: calls wait by themselves. It is for those who want to start with a channel that works.
+    pub async fn until_ready(&self) {
+        self.shared.until_ready().await;
     }
 }
 

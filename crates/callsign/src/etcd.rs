@@ -101,16 +101,20 @@ impl Etcd {
 
     async fn until_answered(&self, deadline: Instant) -> Result<(), RequestError> {
         let mut pace = Pace::new();
+        let mut last = None;
         loop {
             pace.on_attempt();
             let left = deadline.saturating_duration_since(Instant::now()).min(lane::REQUEST);
             let status =
                 |client: etcd_client::Client| async move { client.maintenance_client().status().await };
             let Err(error) = self.kv().request(left, status).await else { return Ok(()) };
+            // An attempt that the deadline has cut short knows less than the one before.
+            let cause = if Instant::now() < deadline { error } else { last.unwrap_or(error) };
             // Waiting changes nothing about a refusal.
-            if error.is_refusal() || timeout_at(deadline, pace.after(&error)).await.is_err() {
-                return Err(error);
+            if cause.is_refusal() || timeout_at(deadline, pace.after(&cause)).await.is_err() {
+                return Err(cause);
             }
+            last = Some(cause);
         }
     }
 }

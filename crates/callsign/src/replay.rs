@@ -197,17 +197,14 @@ impl Attempt {
             if let Poll::Ready(false) = looked {
                 return Poll::Ready(());
             }
-            match self.chunk.take() {
-                Some(chunk) => {
-                    if !ready!(self.poll_chunk(chunk, replay, cx)) || self.ended {
-                        return Poll::Ready(());
-                    }
-                }
-                None if matches!(self.next, Some(None)) => {
-                    self.ended = self.stream.send_data(Bytes::new(), true).is_ok();
+            if let Some(chunk) = self.chunk.take() {
+                let taken = ready!(self.poll_chunk(chunk, replay, cx));
+                if !taken || self.ended {
                     return Poll::Ready(());
                 }
-                None => {}
+            } else if let Some(None) = self.next {
+                self.ended = self.stream.send_data(Bytes::new(), true).is_ok();
+                return Poll::Ready(());
             }
             if self.chunk.is_none() && looked.is_pending() {
                 // Nothing to send, and the body has our waker; only the peer can have news.

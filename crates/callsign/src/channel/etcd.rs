@@ -99,6 +99,11 @@ impl EtcdChannel {
     pub fn updates(&self) -> Updates {
         self.channel.updates()
     }
+
+    /// Waits until an endpoint is ready; of use after [`connect_lazy`](Self::connect_lazy)
+    pub async fn until_ready(&self) {
+        self.channel.until_ready().await;
+    }
 }
 
 impl fmt::Debug for EtcdChannel {
@@ -161,11 +166,10 @@ impl EtcdChannelBuilder {
     pub async fn connect(self) -> Result<EtcdChannel, ConnectError> {
         let timeout = self.connect_timeout;
         let (channel, place) = self.build()?;
-        let shared = &channel.channel.shared;
-        match tokio::time::timeout(timeout, shared.until_ready()).await {
+        match tokio::time::timeout(timeout, channel.until_ready()).await {
             Ok(()) => Ok(channel),
             Err(_) => {
-                let cause = shared.why_unready();
+                let cause = channel.channel.shared.why_unready();
                 Err(ConnectError::NotReady(format!("{cause} (waited {timeout:?}{place})")))
             }
         }

@@ -152,10 +152,10 @@ impl Discovery {
 
     async fn list(&mut self) -> Phase {
         self.pace.on_attempt();
-        match list::list(&self.lane, &self.prefix).await {
-            Ok(list) => {
-                let revision = list.revision;
-                let set = self.warned.read(&self.prefix, list);
+        let mut reading = self.warned.reading(&self.prefix);
+        match list::list(&self.lane, &self.prefix, |pair| reading.on_pair(pair)).await {
+            Ok(revision) => {
+                let set = reading.finish();
                 // The list is newer than any change that still waits.
                 self.coalesce.clear();
                 self.feed.replace(set);
@@ -270,6 +270,9 @@ impl Discovery {
 
     fn publish(&mut self) {
         let changes = self.coalesce.take();
+        if changes.is_empty() {
+            return;
+        }
         tracing::debug!(service = %self.service, changes = changes.len(), "publishing");
         self.feed.apply(changes);
     }

@@ -20,7 +20,7 @@ mod lease;
 mod machine;
 mod report;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, net::IpAddr, time::Duration};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -196,12 +196,16 @@ impl RegistrationBuilder {
         if id <= 0 {
             return Err(RegisterError::Id { id });
         }
-        if self.address.port() == 0 {
-            return Err(RegisterError::Port { address: self.address });
+        if self.address.port() == 0 || is_unspecified(&self.address) {
+            return Err(RegisterError::Address { address: self.address });
         }
         let ttl = seconds(self.ttl)?;
         Ok(Machine::new(self.etcd, service.key(id), self.address.to_string(), ttl))
     }
+}
+
+fn is_unspecified(address: &Address) -> bool {
+    address.host().parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
 }
 
 fn seconds(ttl: Duration) -> Result<i64, RegisterError> {
@@ -235,9 +239,11 @@ pub enum RegisterError {
         /// The TTL given
         ttl: Duration,
     },
-    /// The address has no port: nobody could connect to it. Publish the port that was bound
-    #[error("the address {address} has no port")]
-    Port {
+    /// Nobody could connect to the address: publish the port that was bound, and the host under which others reach it
+    ///
+    /// `server::advertised` finds both.
+    #[error("nobody can connect to {address}: it needs a port and a certain host")]
+    Address {
         /// The address given
         address: Address,
     },
@@ -277,9 +283,11 @@ mod tests {
             builder("a").ttl(Duration::from_millis(1999)).start(),
             Err(RegisterError::Ttl { .. })
         ));
-        let unbound = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-        let builder = RegistrationBuilder { address: unbound, ..builder("a") };
-        assert!(matches!(builder.start(), Err(RegisterError::Port { .. })));
+        for nowhere in [([127, 0, 0, 1], 0), ([0, 0, 0, 0], 80)] {
+            let address = Address::from(std::net::SocketAddr::from(nowhere));
+            let builder = RegistrationBuilder { address, ..builder("a") };
+            assert!(matches!(builder.start(), Err(RegisterError::Address { .. })));
+        }
     }
 
     #[test]

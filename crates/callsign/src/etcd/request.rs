@@ -21,7 +21,9 @@ enum Kind {
     Refused,
     LeaseGone,
     Compacted,
-    /// etcd is there and cannot (out of space, answer too large): ask again later
+    /// The answer is larger than what is accepted: ask for less
+    TooLarge,
+    /// etcd is there and cannot (out of space): ask again later
     Other,
 }
 
@@ -81,6 +83,11 @@ impl RequestError {
         self.kind == Kind::LeaseGone
     }
 
+    /// Whether the answer was too large to be taken in
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.kind == Kind::TooLarge
+    }
+
     /// Whether the revision asked for is no longer kept
     pub(crate) fn is_compacted(&self) -> bool {
         self.kind == Kind::Compacted
@@ -98,6 +105,8 @@ fn classify(status: &tonic::Status) -> Kind {
     match status.code() {
         Code::NotFound if status.message().contains("lease not found") => Kind::LeaseGone,
         Code::OutOfRange if status.message().contains("compacted") => Kind::Compacted,
+        // tonic's own word, not etcd's.
+        Code::OutOfRange if status.message().contains("message length too large") => Kind::TooLarge,
         Code::OutOfRange | Code::ResourceExhausted | Code::NotFound => Kind::Other,
         Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::FailedPrecondition => {
             Kind::Refused
@@ -141,7 +150,10 @@ mod tests {
             (Status::unimplemented(""), Kind::Host),
             (Status::not_found("etcdserver: requested lease not found"), Kind::LeaseGone),
             (Status::out_of_range("etcdserver: mvcc: required revision has been compacted"), Kind::Compacted),
-            (Status::out_of_range("decoded message length too large"), Kind::Other),
+            (
+                Status::out_of_range("Error, decoded message length too large: found 5335051 bytes"),
+                Kind::TooLarge,
+            ),
             (Status::resource_exhausted("etcdserver: mvcc: database space exceeded"), Kind::Other),
             (Status::permission_denied("etcdserver: permission denied"), Kind::Refused),
             (Status::invalid_argument("etcdserver: user name is empty"), Kind::Refused),

@@ -8,27 +8,40 @@ use crate::etcd::{
     watching::MAX_MESSAGE,
 };
 
-/// Values may have 64 KiB: a page stays well under the largest message.
+/// Values are small: a page is a few dozen kilobytes
 const PAGE: i64 = 500;
 
-/// All pairs under a prefix, as they were at one revision
-pub(super) struct List {
-    pub(super) revision: i64,
-    pub(super) pairs: Vec<KeyValue>,
-}
-
-/// Reads all pairs under `prefix`; linearizable, so no member that is behind answers with an old list
-pub(super) async fn list(lane: &Lane, prefix: &str) -> Result<List, RequestError> {
-    let mut page = get(lane, prefix.into(), options(prefix).with_limit(PAGE)).await?;
-    let revision = revision_of(&page);
-    let mut pairs = page.take_kvs();
-    while page.more() {
-        // Right behind the last key: no key lies between it and itself with a zero byte.
-        let Some(from) = pairs.last().map(|last| [last.key(), &[0]].concat()) else { break };
-        page = get(lane, from, options(prefix).with_limit(PAGE).with_revision(revision)).await?;
-        pairs.extend(page.take_kvs());
+/// Hands all pairs under `prefix` to `on_pair`, as they were at one revision, and returns that
+///
+/// Linearizable, so no member that is behind answers with an old list. Only a page at a time is kept: what is under the
+/// prefix may be anything.
+pub(super) async fn list(
+    lane: &Lane,
+    prefix: &str,
+    mut on_pair: impl FnMut(&KeyValue),
+) -> Result<i64, RequestError> {
+    let (mut from, mut revision, mut limit) = (prefix.as_bytes().to_vec(), 0, PAGE);
+    loop {
+        // Revision 0 is the latest one.
+        let options = options(prefix).with_limit(limit).with_revision(revision);
+        let page = match get(lane, from.clone(), options).await {
+            // Someone keeps large values here. They are skipped, but they have to come in first.
+            Err(error) if error.is_too_large() && limit > 1 => {
+                limit /= 2;
+                continue;
+            }
+            page => page?,
+        };
+        if revision == 0 {
+            revision = revision_of(&page);
+        }
+        page.kvs().iter().for_each(&mut on_pair);
+        match page.kvs().last() {
+            // Right behind the last key: no key lies between it and itself with a zero byte.
+            Some(last) if page.more() => from = [last.key(), &[0]].concat(),
+            _ => return Ok(revision),
+        }
     }
-    Ok(List { revision, pairs })
 }
 
 /// The cluster's revision, linearizable

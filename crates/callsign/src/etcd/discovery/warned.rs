@@ -6,7 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use super::list::List;
+use etcd_client::KeyValue;
+
 use crate::{
     etcd::entry::{Entry, Garbage, Shown},
     etcd::feed::MAX_INSTANCES,
@@ -23,24 +24,9 @@ pub(super) struct Warned {
 }
 
 impl Warned {
-    /// The instances in `list`; warns of the rest and forgets the keys that are no longer there
-    pub(super) fn read(&mut self, prefix: &str, list: List) -> HashMap<Arc<str>, Instance> {
-        let mut garbage = HashSet::new();
-        let mut instances = HashMap::new();
-        for pair in list.pairs {
-            match Entry::read(prefix, &pair) {
-                Entry::Instance(instance) if instances.len() < MAX_INSTANCES => {
-                    instances.insert(Arc::clone(&instance.id), instance);
-                }
-                Entry::Instance(_) | Entry::Foreign => {}
-                Entry::Garbage(reason) => {
-                    self.warn(pair.key(), &reason);
-                    garbage.insert(self.hasher.hash_one(pair.key()));
-                }
-            }
-        }
-        self.keys.retain(|key| garbage.contains(key));
-        instances
+    /// Begins to read a list
+    pub(super) fn reading<'a>(&'a mut self, prefix: &'a str) -> Reading<'a> {
+        Reading { warned: self, prefix, instances: HashMap::new(), garbage: HashSet::new() }
     }
 
     pub(super) fn warn(&mut self, key: &[u8], garbage: &Garbage) {
@@ -53,5 +39,36 @@ impl Warned {
     /// The key is gone: should it come back as garbage, that is news
     pub(super) fn forget(&mut self, key: &[u8]) {
         self.keys.remove(&self.hasher.hash_one(key));
+    }
+}
+
+/// A list on its way in
+pub(super) struct Reading<'a> {
+    warned: &'a mut Warned,
+    prefix: &'a str,
+    instances: HashMap<Arc<str>, Instance>,
+    garbage: HashSet<u64>,
+}
+
+impl Reading<'_> {
+    pub(super) fn on_pair(&mut self, pair: &KeyValue) {
+        match Entry::read(self.prefix, pair) {
+            Entry::Instance(instance) if self.instances.len() < MAX_INSTANCES => {
+                self.instances.insert(Arc::clone(&instance.id), instance);
+            }
+            Entry::Instance(_) | Entry::Foreign => {}
+            Entry::Garbage(reason) => {
+                self.warned.warn(pair.key(), &reason);
+                if self.garbage.len() < MAX_INSTANCES {
+                    self.garbage.insert(self.warned.hasher.hash_one(pair.key()));
+                }
+            }
+        }
+    }
+
+    /// The instances; forgets the warnings of keys that are no longer there
+    pub(super) fn finish(self) -> HashMap<Arc<str>, Instance> {
+        self.warned.keys.retain(|key| self.garbage.contains(key));
+        self.instances
     }
 }
