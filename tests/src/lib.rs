@@ -11,6 +11,7 @@
 //! | [`load`] | steady calls and what became of each |
 //! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
 //! | [`scripted`] | an HTTP/2 server whose frames are written by hand |
+//! | [`matrix`] | the calls that are made to it |
 //! | [`peers`] | listeners that are no gRPC server at all |
 //! | [`wait`] | waiting for a condition, with a bound |
 
@@ -39,5 +40,7 @@ pub mod load;
 
 pub mod peers;
 pub mod scripted;
+
+pub mod matrix;
 
 pub mod wait;

@@ -5,157 +5,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use callsign::{Channel, WaitForReady};
+use callsign::Channel;
 use callsign_tests::{
     channel::over,
-    echo::{Chunk, echo_client::EchoClient},
+    echo::echo_client::EchoClient,
+    matrix::{CHUNK, Case, Gate, MATRIX},
     scripted::{Peer, Scripted, code},
     wait,
 };
-use prost::Message;
-use tokio::{
-    sync::{Notify, watch},
-    task::JoinHandle,
-};
-use tokio_stream::StreamExt;
-use tonic::{Code, Request, Status};
+use tokio::sync::Notify;
+use tonic::{Code, Status};
 
 const BOUND: Duration = Duration::from_secs(10);
-const CHUNK: usize = 8 * 1024;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Shape {
-    Unary,
-    /// Sends its size, waits for the test's gate, then sends one more chunk.
-    ClientStreaming,
-}
-
-/// One cell of the matrix
-#[derive(Clone, Copy, Debug)]
-struct Case {
-    shape: Shape,
-    size: usize,
-    /// Waits for an endpoint to be ready, so that a call which is sent again comes through whatever it takes.
-    patient: bool,
-}
-
-const MATRIX: [Case; 4] = [
-    Case { shape: Shape::Unary, size: 3 * CHUNK, patient: false },
-    Case { shape: Shape::Unary, size: 25 * CHUNK, patient: false },
-    Case { shape: Shape::ClientStreaming, size: 3 * CHUNK, patient: false },
-    Case { shape: Shape::ClientStreaming, size: 25 * CHUNK, patient: false },
-];
-
-impl Case {
-    fn patient(self) -> Self {
-        Self { patient: true, ..self }
-    }
-
-    fn is_kept(self) -> bool {
-        self.size < 64 * 1024
-    }
-
-    /// What is sent before the gate opens; it begins with the marker
-    fn chunks(self, marker: &str) -> Vec<Chunk> {
-        let size = if self.shape == Shape::Unary { self.size } else { CHUNK };
-        let mut chunks = vec![chunk(vec![b'x'; size]); self.size / size];
-        let mut first = chunks[0].payload.to_vec();
-        first[..marker.len()].copy_from_slice(marker.as_bytes());
-        chunks[0] = chunk(first);
-        chunks
-    }
-
-    /// What is sent after the gate has opened
-    fn last(self) -> Option<Chunk> {
-        (self.shape == Shape::ClientStreaming).then(|| chunk(b"last".as_slice()))
-    }
-
-    /// Bytes on the wire before the gate opens
-    fn sent_at_first(self) -> usize {
-        self.chunks("").iter().map(|chunk| wire(chunk).len()).sum()
-    }
-
-    /// The whole body on the wire
-    fn body(self, marker: &str) -> Vec<u8> {
-        self.chunks(marker).iter().chain(&self.last()).flat_map(wire).collect()
-    }
-
-    fn request<T>(self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        // Longer than any test, so that a call that hangs is told from one that waits.
-        request.set_timeout(2 * BOUND);
-        if self.patient {
-            request.extensions_mut().insert(WaitForReady);
-        }
-        request
-    }
-
-    /// The call
-    async fn call(
-        self,
-        mut client: EchoClient<Channel>,
-        marker: &'static str,
-        gate: Gate,
-    ) -> Result<(), Status> {
-        let chunks = self.chunks(marker);
-        match self.shape {
-            Shape::Unary => client.unary(self.request(chunks[0].clone())).await.map(drop),
-            Shape::ClientStreaming => {
-                let chunks = chunks.into_iter().map(|chunk| (false, chunk));
-                let chunks = chunks.chain(self.last().map(|chunk| (true, chunk)));
-                let body = tokio_stream::iter(chunks.collect::<Vec<_>>()).then(move |(gated, chunk)| {
-                    let gate = gate.clone();
-                    async move {
-                        if gated {
-                            gate.opened().await;
-                        }
-                        chunk
-                    }
-                });
-                client.upload(self.request(body)).await.map(drop)
-            }
-        }
-    }
-
-    fn spawn(
-        self,
-        client: &EchoClient<Channel>,
-        marker: &'static str,
-        gate: &Gate,
-    ) -> JoinHandle<Result<(), Status>> {
-        tokio::spawn(self.call(client.clone(), marker, gate.clone()))
-    }
-}
-
-fn chunk(payload: impl Into<Bytes>) -> Chunk {
-    Chunk { payload: payload.into(), rest_ms: 0 }
-}
-
-/// A message as gRPC frames it
-fn wire(chunk: &Chunk) -> Vec<u8> {
-    let message = chunk.encode_to_vec();
-    let length = u32::try_from(message.len()).expect("a short message");
-    [&[0], &length.to_be_bytes()[..], &message].concat()
-}
-
-/// Closed at first; clones share it
-#[derive(Clone)]
-struct Gate(Arc<watch::Sender<bool>>);
-
-impl Gate {
-    fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-
-    fn open(&self) {
-        self.0.send_replace(true);
-    }
-
-    async fn opened(&self) {
-        self.0.subscribe().wait_for(|open| *open).await.expect("the gate holds the sender");
-    }
-}
 
 fn client(server: &Scripted) -> EchoClient<Channel> {
     EchoClient::new(over([server.address()]))
@@ -220,7 +81,7 @@ async fn a_call_that_waits_for_a_stream_goes_elsewhere_when_the_connection_close
     for_each_case(|case| async move {
         let go = Arc::new(Notify::new());
         let server = with_room_for_one(case, go.clone(), |_, peer| async move { peer.close() }).await;
-        let (client, gate) = (client(&server), Gate::new());
+        let (client, gate) = (client(&server), Gate::default());
         MATRIX[0].call(client.clone(), "answered", gate.clone()).await.unwrap();
         let first = case.spawn(&client, "first", &gate);
         server.record().until(|calls| (calls.len() == 2).then_some(())).await;
@@ -247,7 +108,7 @@ async fn a_call_that_waits_for_a_stream_goes_elsewhere_after_goaway_and_the_firs
             peer.serve().await;
         })
         .await;
-        let (client, gate) = (client(&server), Gate::new());
+        let (client, gate) = (client(&server), Gate::default());
         MATRIX[0].call(client.clone(), "answered", gate.clone()).await.unwrap();
         let first = case.spawn(&client, "first", &gate);
         server.record().until(|calls| (calls.len() == 2).then_some(())).await;
@@ -274,7 +135,7 @@ async fn calls_beyond_the_limit_of_streams_wait_for_their_turn() {
         peer.serve().await;
     })
     .await;
-    let (client, gate) = (client(&server), Gate::new());
+    let (client, gate) = (client(&server), Gate::default());
     gate.open();
     let calls: Vec<_> = (0..100).map(|nth| MATRIX[nth % 4].spawn(&client, "one of many", &gate)).collect();
     for call in calls {
@@ -286,7 +147,7 @@ async fn calls_beyond_the_limit_of_streams_wait_for_their_turn() {
 
 /// Makes a call, opens its gate once it is sent again, and returns what became of it
 async fn sent_again(server: &Scripted, case: Case) -> Result<(), Status> {
-    let gate = Gate::new();
+    let gate = Gate::default();
     let mut call = case.patient().spawn(&client(server), "refused", &gate);
     let again = server.record().until(|calls| (calls.len() > 1).then_some(()));
     tokio::select! {
@@ -376,7 +237,7 @@ async fn a_call_above_goaways_id_is_sent_again_if_its_body_is_still_kept_and_the
             peer.serve().await;
         })
         .await;
-        let (client, gate) = (client(&server), Gate::new());
+        let (client, gate) = (client(&server), Gate::default());
         let below = case.spawn(&client, "below", &gate);
         server.record().until(|calls| (calls.len() == 1).then_some(())).await;
         let mut above = case.patient().spawn(&client, "above", &gate);
@@ -420,7 +281,7 @@ async fn a_connection_that_ends_with_goaway_is_replaced_at_once() {
             peer.closed().await;
         })
         .await;
-        let gate = Gate::new();
+        let gate = Gate::default();
         gate.open();
         let small = Case { size: CHUNK, ..case };
         let (outcome, took) = wait::timed(small.call(client(&server), "goaway", gate)).await;
@@ -499,7 +360,7 @@ async fn a_call_that_got_response_headers_is_never_sent_again() {
 #[tokio::test]
 async fn a_connection_gets_no_call_before_its_settings() {
     let server = Scripted::start(|_, peer| peer.closed()).await;
-    let gate = Gate::new();
+    let gate = Gate::default();
     assert_unavailable(MATRIX[0].call(client(&server), "early", gate).await);
     assert_eq!(server.record().calls().len(), 0);
 }

@@ -23,7 +23,7 @@ use tokio::{
 
 use self::{coalesce::Coalesce, warned::Warned};
 use super::{
-    Hosts, ServiceName, entry,
+    ServiceName, entry,
     entry::Entry,
     feed::{Feed, Source, Subscription},
     lane::Lane,
@@ -163,8 +163,7 @@ impl Discovery {
                 Phase::Resuming { next: revision + 1 }
             }
             Err(error) => {
-                let cause = format!("{error} (etcd hosts: {})", Hosts(self.lane.hosts()));
-                self.report(DiscoveryState::Listing { cause: Some(cause) });
+                self.report(DiscoveryState::Listing { cause: Some(error.to_string()) });
                 self.pace.after(&error).await;
                 Phase::Listing
             }
