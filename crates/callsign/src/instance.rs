@@ -73,6 +73,13 @@ impl Address {
     }
 }
 
+/// A text that may come from etcd or hold a password, as it may be logged: cut, escaped, nothing before an `@`
+fn shown(text: &str) -> String {
+    let (hidden, rest) = text.rsplit_once('@').map_or(("", text), |(_, rest)| ("***@", rest));
+    let cut: String = rest.chars().take(MAX_HOST).collect();
+    format!("{hidden}{}", cut.escape_default())
+}
+
 /// The longest DNS name (RFC 1035, section 2.3.4).
 const MAX_HOST: usize = 253;
 
@@ -96,11 +103,7 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(address: &str) -> Result<Self, AddressError> {
-        // The text may come from etcd: it is cut and escaped before anyone logs it.
-        let error = |reason| {
-            let shown: String = address.chars().take(MAX_HOST).collect();
-            AddressError { address: shown.escape_default().to_string(), reason }
-        };
+        let error = |reason| AddressError { address: shown(address), reason };
         let (https, rest) = match address.split_once("://") {
             Some(("http", rest)) => (false, rest),
             Some(("https", rest)) => (true, rest),
@@ -141,14 +144,15 @@ pub struct Instance {
     pub id: Arc<str>,
     /// Where it listens
     pub address: Address,
-    /// etcd's revision at which its key was created; grows when a server registers anew. 0 outside of etcd
-    pub create_revision: i64,
+    /// etcd's revision at which its key was last put; grows when a server registers anew, also under an id that it has
+    /// kept. 0 outside of etcd
+    pub mod_revision: i64,
 }
 
 impl Instance {
     /// An instance that no registry knows: its id is its address
     pub fn new(address: Address) -> Self {
-        Self { id: address.authority().into(), address, create_revision: 0 }
+        Self { id: address.authority().into(), address, mod_revision: 0 }
     }
 }
 
@@ -202,5 +206,7 @@ mod tests {
         }
         let long = format!("{}:80", "x".repeat(1_000_000)).parse::<Address>().unwrap_err().to_string();
         assert!(long.len() < 1000, "a long value is cut");
+        let secret = "http://root:secret@host".parse::<Address>().unwrap_err().to_string();
+        assert!(!secret.contains("secret") && secret.contains("host"), "{secret}");
     }
 }

@@ -16,8 +16,8 @@ pub(super) type Changes = VecDeque<Change<Address, Instance>>;
 
 /// Turns updates of instances into changes of endpoints
 ///
-/// Instances with one address are one endpoint, shown as the instance with the newest create revision. The endpoint goes
-/// when its last instance does; a newer create revision, which is a server that has registered anew, inserts it again.
+/// Instances with one address are one endpoint, shown as the instance with the newest revision. The endpoint goes
+/// when its last instance does; a newer revision, which is a server that has registered anew, inserts it again.
 #[derive(Debug, Default)]
 pub(super) struct ByAddress {
     /// By id
@@ -28,7 +28,7 @@ pub(super) struct ByAddress {
 #[derive(Debug, Default)]
 struct Endpoint {
     instances: usize,
-    /// Newest create revision ever shown
+    /// Newest revision ever shown
     newest: i64,
 }
 
@@ -70,9 +70,9 @@ impl ByAddress {
     /// Adds an instance; returns what had its id before, still counted
     fn put(&mut self, instance: Instance, changes: &mut Changes) -> Option<Instance> {
         let endpoint = self.endpoints.entry(instance.address.clone()).or_default();
-        let newer = instance.create_revision > endpoint.newest;
+        let newer = instance.mod_revision > endpoint.newest;
         if endpoint.instances == 0 || newer {
-            endpoint.newest = instance.create_revision;
+            endpoint.newest = instance.mod_revision;
             changes.push_back(Change::Insert(instance.address.clone(), instance.clone()));
         }
         endpoint.instances += 1;
@@ -94,8 +94,8 @@ impl ByAddress {
 mod tests {
     use super::*;
 
-    fn instance(id: &str, port: u16, create_revision: i64) -> Instance {
-        Instance { id: id.into(), address: Address::new("h", port).unwrap(), create_revision }
+    fn instance(id: &str, port: u16, mod_revision: i64) -> Instance {
+        Instance { id: id.into(), address: Address::new("h", port).unwrap(), mod_revision }
     }
 
     /// Applies the updates and writes down the changes: `+port@revision`, `-port`
@@ -105,7 +105,7 @@ mod tests {
             state.apply(update, &mut changes);
         }
         let shown = changes.into_iter().map(|change| match change {
-            Change::Insert(key, instance) => format!("+{}@{}", key.port(), instance.create_revision),
+            Change::Insert(key, instance) => format!("+{}@{}", key.port(), instance.mod_revision),
             Change::Remove(key) => format!("-{}", key.port()),
         });
         shown.collect()
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_create_revision_inserts_a_known_address_again() {
+    fn a_newer_mod_revision_inserts_a_known_address_again() {
         let mut state = ByAddress::default();
         assert_eq!(changes(&mut state, [put("a", 1, 5), put("b", 1, 6), put("a", 1, 5)]), ["+1@5", "+1@6"]);
         assert_eq!(changes(&mut state, [put("a", 1, 7)]), ["+1@7"], "a re-registered instance");

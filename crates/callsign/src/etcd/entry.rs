@@ -30,11 +30,9 @@ impl Entry {
             Id::Garbage(garbage) => Self::Garbage(garbage),
             Id::Of(id) => match address(pair.value()) {
                 Err(garbage) => Self::Garbage(garbage),
-                Ok(address) => Self::Instance(Instance {
-                    id: id.into(),
-                    address,
-                    create_revision: pair.create_revision(),
-                }),
+                Ok(address) => {
+                    Self::Instance(Instance { id: id.into(), address, mod_revision: pair.mod_revision() })
+                }
             },
         }
     }

@@ -201,7 +201,7 @@ mod tests {
 
     fn instance(id: &str, port: u16) -> Instance {
         let address = crate::instance::Address::new("h", port).unwrap();
-        Instance { id: id.into(), address, create_revision: 1 }
+        Instance { id: id.into(), address, mod_revision: 1 }
     }
 
     fn set(instances: impl IntoIterator<Item = Instance>) -> HashMap<Arc<str>, Instance> {
