@@ -8,8 +8,6 @@ pub(crate) fn run(arguments: &[OsString]) -> Result {
     report_etcd()?;
     // Without etcd the channel works over static lists; nothing else in the suite builds that.
     cargo::run(["check", "--package", "callsign", "--no-default-features"])?;
-    // Suites start these as processes.
-    cargo::run(["build", "--package", "callsign-examples", "--package", "callsign-tests", "--bins"])?;
     cargo::run(suite(arguments))
 }
 
@@ -42,7 +40,7 @@ fn report_etcd() -> Result {
         }
         None if required => Err("CALLSIGN_REQUIRE_ETCD=1, but there is no `etcd` on PATH".into()),
         None => {
-            println!("real etcd: none on PATH; the suites that need one will fail");
+            println!("real etcd: none on PATH; the suites that need one are skipped, and say so");
             Ok(())
         }
     }
