@@ -2,13 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use callsign::EndpointState;
+use bytes::Bytes;
+use callsign::{Channel, EndpointState};
 use callsign_tests::{
     channel::{UpdateLog, over},
+    echo::{Chunk, echo_client::EchoClient},
     greeter,
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
+    service::Local,
 };
+use tonic::transport::Server;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_while_the_servers_recycle_their_connections_every_200_ms() {
@@ -28,4 +32,20 @@ async fn no_call_fails_while_the_servers_recycle_their_connections_every_200_ms(
         // 60 at most; a server that is never left would make this test mean nothing.
         assert!(connected > 15, "{} was connected {connected} times", server.address());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_is_processed_twice_while_the_servers_recycle_their_connections() {
+    let server = || Local::start_with(Server::builder().max_connection_age(Duration::from_millis(200)));
+    let servers = [server().await, server().await];
+    let client = EchoClient::new(over(servers.each_ref().map(Local::address)));
+    // Long enough that several are in flight whenever a server says GOAWAY.
+    let call = |mut client: EchoClient<Channel>| async move {
+        client.unary(Chunk { payload: Bytes::new(), rest_ms: 30 }).await.map(|_| String::new())
+    };
+    let load = Pace::FULL.open_loop(move || call(client.clone())).await;
+
+    load.assert_none_failed(Pace::FULL);
+    let processed: u64 = servers.iter().map(|server| server.calls().started()).sum();
+    assert_eq!(processed, u64::from(Pace::FULL.calls()));
 }
