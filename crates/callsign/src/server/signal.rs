@@ -36,20 +36,17 @@ impl Signals {
     }
 }
 
-/// The signal that stops a server
-#[cfg(not(unix))]
-pub(super) struct Signals;
+/// The signal that stops a server; none is missed between two calls of `next`
+#[cfg(windows)]
+pub(super) struct Signals(tokio::signal::windows::CtrlC);
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self)
+        Ok(Self(tokio::signal::windows::ctrl_c()?))
     }
 
     pub(super) async fn next(&mut self) {
-        // Without a handler nothing will ever come.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
-        }
+        self.0.recv().await;
     }
 }
