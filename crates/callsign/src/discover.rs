@@ -22,7 +22,7 @@ use tower::discover::Change;
 #[cfg(feature = "etcd")]
 pub use self::etcd::EtcdDiscover;
 #[cfg(feature = "etcd")]
-pub use crate::etcd::{ServiceError, Update, discovery::DiscoveryState};
+pub use crate::etcd::{ServiceError, discovery::DiscoveryState};
 use crate::instance::{Address, Instance};
 
 /// A list of addresses that never changes

@@ -21,12 +21,15 @@ mod pace;
 mod request;
 mod watching;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-pub(crate) use self::{feed::Subscription, name::ServiceName};
-pub use self::{feed::Update, name::ServiceError};
+pub use self::name::ServiceError;
+pub(crate) use self::{
+    feed::{Subscription, Update},
+    name::ServiceName,
+};
 use self::{lane::Lane, pace::Pace, request::RequestError};
 use crate::instance::{Address, AddressError};
 
@@ -55,7 +58,7 @@ impl Etcd {
     /// Bad input at once; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
     /// within [`connect_timeout`](EtcdOptions::connect_timeout).
     pub async fn connect(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let deadline = Instant::now() + options.connect_timeout;
+        let deadline = Instant::now() + options.connect_timeout.min(LONGEST);
         let etcd = Self::connect_lazy(options)?;
         match etcd.until_answered(deadline).await {
             Ok(()) => Ok(etcd),
@@ -125,6 +128,12 @@ impl fmt::Debug for Etcd {
     }
 }
 
+/// etcd's own default.
+const DEFAULT_HOST: &str = "127.0.0.1:2379";
+
+/// 30 years, which is for ever to tokio; the clock would overflow with what a `Duration` can hold.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 /// Which cluster, and how long to try
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
@@ -141,10 +150,19 @@ impl EtcdOptions {
     }
 
     /// The cluster named by the environment: `CALLSIGN_ETCD`, hosts with commas between, else `127.0.0.1:2379`
+    ///
+    /// Empty is as good as unset. A value that is not UTF-8 is reported as bad hosts are.
     pub fn from_env() -> Self {
-        match std::env::var("CALLSIGN_ETCD") {
-            Ok(hosts) => Self::new(hosts.split(',').map(str::trim)),
-            Err(_) => Self::new(["127.0.0.1:2379"]),
+        Self::from_variable(std::env::var_os("CALLSIGN_ETCD"))
+    }
+
+    fn from_variable(hosts: Option<OsString>) -> Self {
+        let Ok(hosts) = hosts.unwrap_or_default().into_string() else {
+            return Self { hosts: Err(EtcdError::NotUnicode), ..Self::new([DEFAULT_HOST]) };
+        };
+        match hosts.trim() {
+            "" => Self::new([DEFAULT_HOST]),
+            hosts => Self::new(hosts.split(',').map(str::trim).filter(|host| !host.is_empty())),
         }
     }
 
@@ -160,7 +178,7 @@ impl EtcdOptions {
 fn parse<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Result<Vec<Address>, EtcdError> {
     let mut addresses = Vec::new();
     for host in hosts {
-        let address: Address = host.as_ref().parse()?;
+        let address: Address = host.as_ref().parse().map_err(EtcdError::BadHost)?;
         // Going on in plaintext would be a silent downgrade.
         if address.is_https() {
             return Err(EtcdError::Https { host: address });
@@ -178,8 +196,11 @@ pub enum EtcdError {
     #[error("no etcd hosts were given")]
     NoHosts,
     /// A host is no address: correct it
-    #[error("bad etcd host")]
-    BadHost(#[from] AddressError),
+    #[error("bad etcd host: {0}")]
+    BadHost(AddressError),
+    /// `CALLSIGN_ETCD` is not text: correct it
+    #[error("CALLSIGN_ETCD is not UTF-8")]
+    NotUnicode,
     /// A host asks for TLS, which is not supported yet: use `http://`
     #[error("etcd host {host} asks for https, which is not supported yet")]
     Https {
@@ -216,8 +237,35 @@ mod tests {
     fn bad_hosts_are_refused_before_any_network_call() {
         let refused = |hosts: &[&str]| Etcd::connect_lazy(EtcdOptions::new(hosts)).unwrap_err();
         assert!(matches!(refused(&[]), EtcdError::NoHosts));
-        assert!(matches!(refused(&["127.0.0.1"]), EtcdError::BadHost(_)));
+        assert!(refused(&["127.0.0.1"]).to_string().contains("etcd host: bad address \"127.0.0.1\""));
         assert!(matches!(refused(&["a:1", "https://b:2"]), EtcdError::Https { .. }));
+    }
+
+    #[test]
+    fn an_empty_variable_is_none_and_so_is_an_empty_host() {
+        let hosts = |value: &str| EtcdOptions::from_variable(Some(value.into())).hosts.unwrap();
+        let hosts = |value: &str| Hosts(&hosts(value)).to_string();
+        for unset in ["", " "] {
+            assert_eq!(hosts(unset), DEFAULT_HOST);
+        }
+        assert_eq!(hosts("a:1,"), "a:1");
+        assert_eq!(hosts(" a:1 , ,b:2"), "a:1, b:2");
+        assert!(matches!(EtcdOptions::from_variable(Some(",".into())).hosts, Err(EtcdError::NoHosts)));
+        assert_eq!(Hosts(&EtcdOptions::from_variable(None).hosts.unwrap()).to_string(), DEFAULT_HOST);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_variable_that_is_no_text_is_an_error() {
+        let value = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
+        assert!(matches!(EtcdOptions::from_variable(Some(value)).hosts, Err(EtcdError::NotUnicode)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_connect_timeout_is_none() {
+        let options = EtcdOptions::new(["127.0.0.1:1"]).connect_timeout(Duration::MAX);
+        let connecting = tokio::time::timeout(Duration::from_secs(3600), Etcd::connect(options));
+        assert!(connecting.await.is_err(), "it goes on trying");
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ use crate::{
 /// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
 /// Instances with the same address are one endpoint. An insert of a known key means that a server has registered anew
 /// under that address. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
+/// Must be polled within a tokio runtime: when the one that the watch ran in has ended, it goes on in the next.
 ///
 /// ```no_run
 /// use callsign::{Channel, discover::EtcdDiscover, etcd::{Etcd, EtcdOptions}};
@@ -32,7 +33,7 @@ use crate::{
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let etcd = Etcd::connect(EtcdOptions::from_env()).await?;
 /// let discover = EtcdDiscover::new(&etcd, "hello.rpc")?;
-/// let channel = Channel::builder(discover).build();
+/// let channel = Channel::builder(discover).build()?;
 /// # Ok(())
 /// # }
 /// ```
