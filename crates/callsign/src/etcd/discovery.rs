@@ -17,7 +17,7 @@ use std::{
 
 use etcd_client::{Event, EventType, WatchOptions};
 use tokio::{
-    sync::{oneshot, watch},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 
@@ -36,7 +36,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiscoveryState {
-    /// There is no list yet, or it has to be read again
+    /// There is no list yet
     Listing {
         /// Why the last attempt failed; `None` during the first one
         cause: Option<String>,
@@ -46,9 +46,9 @@ pub enum DiscoveryState {
         /// etcd's revision of the last change, or of the list
         revision: i64,
     },
-    /// etcd is away; changes will be read from where they were interrupted
+    /// etcd is away, or has forgotten where the changes were interrupted; they, or a new list, will be read when they can
     Resuming {
-        /// Why the watch ended, or why it could not be opened again
+        /// Why the watch ended, or why what comes after it has failed
         cause: String,
     },
 }
@@ -76,31 +76,28 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn follow(&self, service: &ServiceName, lane: &Lane) -> Subscription {
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let living = sources.get(service).and_then(Weak::upgrade);
-        // A task ends before its consumers only if its runtime did.
-        if let Some(source) = living.filter(|source| source.state.has_changed().is_ok()) {
+        if let Some(source) = sources.get(service).and_then(Weak::upgrade) {
             return Subscription::new(source);
         }
-        let source = Arc::new(start(service, lane));
+        let source = Arc::new(source(service.clone(), lane.clone()));
         sources.retain(|_, source| source.strong_count() > 0);
         sources.insert(service.clone(), Arc::downgrade(&source));
         Subscription::new(source)
     }
 }
 
-fn start(service: &ServiceName, lane: &Lane) -> Source {
-    let (alive, mut abandoned) = oneshot::channel();
+fn source(service: ServiceName, lane: Lane) -> Source {
     let (state, seen) = watch::channel(DiscoveryState::Listing { cause: None });
-    let feed = Arc::new(Feed::default());
-    let discovery = Discovery::new(service, lane.clone(), Arc::clone(&feed), state);
-    // Ends when the last consumer drops the source, whatever etcd is doing.
-    tokio::spawn(async move {
-        tokio::select! {
-            never = discovery.run() => match never {},
-            _ = &mut abandoned => {}
-        }
-    });
-    Source { feed, state: seen, _alive: alive }
+    Source::new(Arc::default(), seen, move |feed, mut producing| {
+        let discovery = Discovery::new(&service, lane.clone(), feed, state.clone());
+        // Ends when the last consumer drops the source, whatever etcd is doing.
+        tokio::spawn(async move {
+            tokio::select! {
+                never = discovery.run() => match never {},
+                () = producing.abandoned() => {}
+            }
+        });
+    })
 }
 
 struct Discovery {
@@ -163,7 +160,12 @@ impl Discovery {
                 Phase::Resuming { next: revision + 1 }
             }
             Err(error) => {
-                self.report(DiscoveryState::Listing { cause: Some(error.to_string()) });
+                let cause = error.to_string();
+                self.report(if self.feed.is_listed() {
+                    DiscoveryState::Resuming { cause }
+                } else {
+                    DiscoveryState::Listing { cause: Some(cause) }
+                });
                 self.pace.after(&error).await;
                 Phase::Listing
             }
@@ -212,19 +214,13 @@ impl Discovery {
     /// The watch has failed: what it told is published, and where to go on is decided
     async fn interrupted(&mut self, next: i64, error: &RequestError) -> Phase {
         self.publish();
-        let cause = error.to_string();
-        // What etcd refuses in band it would refuse again; a list says why, or finds where to go on.
-        let resume = error.is_of_host();
-        self.report(if resume {
-            DiscoveryState::Resuming { cause }
-        } else {
-            DiscoveryState::Listing { cause: Some(cause) }
-        });
+        self.report(DiscoveryState::Resuming { cause: error.to_string() });
         // After a compaction etcd is well, and the list paces itself.
         if !error.is_compacted() {
             self.pace.after(error).await;
         }
-        if resume { Phase::Resuming { next } } else { Phase::Listing }
+        // What etcd refuses in band it would refuse again; a list says why, or finds where to go on.
+        if error.is_of_host() { Phase::Resuming { next } } else { Phase::Listing }
     }
 
     /// Takes the changes in and returns the revision that comes next

@@ -5,18 +5,20 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    convert::Infallible,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::discovery::DiscoveryState;
 use crate::instance::Instance;
 
 /// What changed among the instances of a service
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Update {
+pub(crate) enum Update {
     /// The whole set, in no order; what is not in it is gone
     Reset(Vec<Instance>),
     /// A new instance, or a known one that changed
@@ -90,6 +92,11 @@ impl Feed {
         wake(inner);
     }
 
+    /// Whether there was a list ever
+    pub(crate) fn is_listed(&self) -> bool {
+        self.lock().version > 0
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().set.len()
     }
@@ -146,13 +153,71 @@ impl Inner {
     }
 }
 
-/// Keeps a discovery alive: its task ends with the last one
-#[derive(Debug)]
+/// Keeps a feed's producer alive, which ends with it
+///
+/// A producer is a task, and ends also with the runtime that it was started in. Consumers in another runtime then start it
+/// again in theirs.
 pub(crate) struct Source {
-    pub(crate) feed: Arc<Feed>,
-    pub(crate) state: watch::Receiver<DiscoveryState>,
-    /// Dropped with the source, which is what the task waits for
-    pub(crate) _alive: tokio::sync::oneshot::Sender<std::convert::Infallible>,
+    feed: Arc<Feed>,
+    state: watch::Receiver<DiscoveryState>,
+    start: Box<Start>,
+    /// Closed when the producer has ended; dropped with the source, which is what the producer waits for
+    producer: Mutex<oneshot::Sender<Infallible>>,
+}
+
+type Start = dyn Fn(Arc<Feed>, Producing) + Send + Sync;
+
+impl Source {
+    /// Calls `start` for a producer, now and whenever that has ended before the source
+    pub(crate) fn new(
+        feed: Arc<Feed>,
+        state: watch::Receiver<DiscoveryState>,
+        start: impl Fn(Arc<Feed>, Producing) + Send + Sync + 'static,
+    ) -> Self {
+        let producer = Mutex::new(produce(&feed, &start));
+        Self { feed, state, start: Box::new(start), producer }
+    }
+
+    fn ensure_produced(&self) {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if producer.is_closed() {
+            *producer = produce(&self.feed, &self.start);
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("state", &*self.state.borrow()).finish_non_exhaustive()
+    }
+}
+
+fn produce(feed: &Arc<Feed>, start: impl Fn(Arc<Feed>, Producing)) -> oneshot::Sender<Infallible> {
+    let (producer, abandoned) = oneshot::channel();
+    start(Arc::clone(feed), Producing { feed: Arc::clone(feed), abandoned });
+    producer
+}
+
+/// What a producer holds: its drop tells the consumers that there is none any more
+pub(crate) struct Producing {
+    feed: Arc<Feed>,
+    abandoned: oneshot::Receiver<Infallible>,
+}
+
+impl Producing {
+    /// Waits until the source is dropped
+    pub(crate) async fn abandoned(&mut self) {
+        // Nothing is sent: the drop is the message.
+        let _ = (&mut self.abandoned).await;
+    }
+}
+
+impl Drop for Producing {
+    fn drop(&mut self) {
+        // Before they are woken, so that they see it.
+        self.abandoned.close();
+        wake(self.feed.lock());
+    }
 }
 
 /// One consumer of a feed
@@ -173,10 +238,14 @@ impl Subscription {
     }
 
     /// The next update; the first one is a reset, as soon as there is a list
+    ///
+    /// Must be called within a runtime, which may have to take the producer over.
     pub(crate) fn poll_update(&mut self, cx: &mut Context<'_>) -> Poll<Update> {
         let mut inner = self.source.feed.lock();
         if inner.version == self.seen {
             inner.waiting.insert(self.reader, cx.waker().clone());
+            drop(inner);
+            self.source.ensure_produced();
             return Poll::Pending;
         }
         let (update, seen) = inner.after(self.seen);
@@ -213,9 +282,13 @@ mod tests {
     }
 
     fn subscribe(feed: &Arc<Feed>) -> Subscription {
-        let (_alive, _) = tokio::sync::oneshot::channel();
+        Subscription::new(Arc::new(source(feed, Arc::default())))
+    }
+
+    /// A source whose producers do nothing, and end when they are taken out
+    fn source(feed: &Arc<Feed>, producers: Arc<Mutex<Vec<Producing>>>) -> Source {
         let state = watch::channel(DiscoveryState::Listing { cause: None }).1;
-        Subscription::new(Arc::new(Source { feed: Arc::clone(feed), state, _alive }))
+        Source::new(Arc::clone(feed), state, move |_, producing| producers.lock().unwrap().push(producing))
     }
 
     fn next(subscription: &mut Subscription) -> Option<Update> {
@@ -277,6 +350,20 @@ mod tests {
             "who comes late starts with the set"
         );
         assert_eq!((next(&mut slow), next(&mut late)), (None, None));
+    }
+
+    #[test]
+    fn a_producer_that_has_ended_is_started_again_by_who_waits() {
+        let feed = Arc::new(Feed::default());
+        let producers = Arc::default();
+        let mut subscription = Subscription::new(Arc::new(source(&feed, Arc::clone(&producers))));
+        next(&mut subscription);
+        next(&mut subscription);
+        assert_eq!((producers.lock().unwrap().len(), feed.lock().waiting.len()), (1, 1));
+        producers.lock().unwrap().clear();
+        assert_eq!(feed.lock().waiting.len(), 0, "who waits is woken");
+        next(&mut subscription);
+        assert_eq!((producers.lock().unwrap().len(), feed.lock().waiting.len()), (1, 1));
     }
 
     #[test]
