@@ -30,10 +30,13 @@ impl Warned {
     }
 
     pub(super) fn warn(&mut self, key: &[u8], garbage: &Garbage) {
-        let full = self.keys.len() >= MAX_INSTANCES;
-        if !full && self.keys.insert(self.hasher.hash_one(key)) {
+        if self.is_news(key) {
             tracing::warn!(key = %Shown(key), reason = %garbage, "skipping a key that is no instance");
         }
+    }
+
+    fn is_news(&mut self, key: &[u8]) -> bool {
+        self.keys.len() < MAX_INSTANCES && self.keys.insert(self.hasher.hash_one(key))
     }
 
     /// The key is gone: should it come back as garbage, that is news
@@ -57,12 +60,14 @@ impl Reading<'_> {
                 self.instances.insert(Arc::clone(&instance.id), instance);
             }
             Entry::Instance(_) | Entry::Foreign => {}
-            Entry::Garbage(reason) => {
-                self.warned.warn(pair.key(), &reason);
-                if self.garbage.len() < MAX_INSTANCES {
-                    self.garbage.insert(self.warned.hasher.hash_one(pair.key()));
-                }
-            }
+            Entry::Garbage(reason) => self.on_garbage(pair.key(), &reason),
+        }
+    }
+
+    fn on_garbage(&mut self, key: &[u8], reason: &Garbage) {
+        self.warned.warn(key, reason);
+        if self.garbage.len() < MAX_INSTANCES {
+            self.garbage.insert(self.warned.hasher.hash_one(key));
         }
     }
 
@@ -70,5 +75,34 @@ impl Reading<'_> {
     pub(super) fn finish(self) -> HashMap<Arc<str>, Instance> {
         self.warned.keys.retain(|key| self.garbage.contains(key));
         self.instances
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_warned_of_once_until_it_is_gone() {
+        let mut warned = Warned::default();
+        warned.warn(b"a/1", &Garbage::NotText);
+        assert!(!warned.is_news(b"a/1") && warned.is_news(b"a/2"));
+        warned.forget(b"a/1");
+        assert!(warned.is_news(b"a/1"));
+    }
+
+    #[test]
+    fn a_list_warns_of_what_is_new_and_forgets_what_is_not_in_it() {
+        let mut warned = Warned::default();
+        let mut reading = warned.reading("a/");
+        for key in [b"a/1", b"a/2"] {
+            reading.on_garbage(key, &Garbage::NotText);
+        }
+        reading.finish();
+        assert!(!warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
+        let mut reading = warned.reading("a/");
+        reading.on_garbage(b"a/2", &Garbage::NotText);
+        reading.finish();
+        assert!(warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
     }
 }
