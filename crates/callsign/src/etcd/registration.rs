@@ -27,7 +27,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::machine::Machine;
+use self::machine::{Machine, Phase};
 use super::{Etcd, ServiceError, ServiceName, request::RequestError};
 use crate::instance::Address;
 
@@ -71,8 +71,8 @@ pub enum LossCause {
     Unconfirmed,
 }
 
-/// The longest [`RegistrationBuilder::register`] tries
-const REGISTER: Duration = Duration::from_secs(5);
+/// Outlives a leader's pause of 9 s.
+pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
 /// etcd's own floor at its default election timeout: it grants no less.
 const MIN_TTL: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ impl Registration {
             service: service.into(),
             address,
             id: None,
-            ttl: Duration::from_secs(15),
+            ttl: DEFAULT_TTL,
         }
     }
 
@@ -122,15 +122,24 @@ impl Registration {
     /// # Errors
     ///
     /// [`RegisterError::Unconfirmed`] when etcd did not answer: the key then ends with its TTL.
-    pub async fn deregister(self) -> Result<(), RegisterError> {
+    pub async fn deregister(mut self) -> Result<(), RegisterError> {
         drop(self.stop);
-        let unconfirmed = |cause: String| RegisterError::Unconfirmed { key: self.key, cause };
-        match self.task.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(unconfirmed(error.to_string())),
-            // The runtime is going down.
-            Err(error) => Err(unconfirmed(error.to_string())),
-        }
+        let ended = ended(&mut self.task).await;
+        ended.map_err(|cause| RegisterError::Unconfirmed { key: self.key, cause })
+    }
+
+    /// Waits until the first attempt of [`Terms::attempt`] has failed and was taken back: for ever if it has not
+    pub(crate) async fn failed(&mut self) -> RegisterError {
+        let cause = ended(&mut self.task).await.expect_err("it ends well only after `stop` was dropped");
+        RegisterError::Failed { key: self.key.clone(), cause }
+    }
+}
+
+async fn ended(task: &mut JoinHandle<Result<(), RequestError>>) -> Result<(), String> {
+    match task.await {
+        Ok(ended) => ended.map_err(|error| error.to_string()),
+        // The runtime is going down.
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -165,17 +174,19 @@ impl RegistrationBuilder {
 
     /// Registers, and returns when the key is in etcd
     ///
-    /// Dropping the future may leave the key in etcd for its TTL.
+    /// Dropping the future deregisters in the background, as dropping the registration does.
     ///
     /// # Errors
     ///
-    /// Bad input at once; [`RegisterError::Failed`] when etcd could not be reached within 5 s or refused.
+    /// Bad input at once; [`RegisterError::Failed`] when etcd could not be reached within 5 s or refused. What it may have
+    /// left in etcd is taken back first, within another 3 s.
     pub async fn register(self) -> Result<Registration, RegisterError> {
-        let (mut machine, state) = self.machine()?;
-        match machine.first(REGISTER).await {
-            Ok(phase) => Ok(machine.spawn(phase, state)),
-            Err(error) => Err(RegisterError::Failed { key: machine.key().into(), cause: error.to_string() }),
-        }
+        use RegistrationState::{Deregistered, Granting};
+        let mut registration = self.terms()?.attempt(&self.etcd, &self.address)?;
+        // What was lost was registered before, even if it was for too short a time to be seen here.
+        let registered = |state: &RegistrationState| !matches!(state, Granting { .. } | Deregistered);
+        let registered = registration.state().wait_for(registered).await.is_ok();
+        if registered { Ok(registration) } else { Err(registration.failed().await) }
     }
 
     /// Registers in the background, as soon as etcd can be reached
@@ -186,22 +197,58 @@ impl RegistrationBuilder {
     ///
     /// Bad input only.
     pub fn start(self) -> Result<Registration, RegisterError> {
-        let (machine, state) = self.machine()?;
-        Ok(machine.spawn(machine::Phase::Granting, state))
+        self.terms()?.start(&self.etcd, &self.address)
     }
 
-    fn machine(self) -> Result<(Machine, watch::Receiver<RegistrationState>), RegisterError> {
-        let service = ServiceName::parse(self.service)?;
-        let id = self.id.unwrap_or_else(|| fastrand::i64(1..));
+    fn terms(&self) -> Result<Terms, RegisterError> {
+        Terms::new(self.service.as_str(), self.id, self.ttl)
+    }
+}
+
+/// What is registered for how long, but not where: a server knows these before it has bound
+#[derive(Debug)]
+pub(crate) struct Terms {
+    key: String,
+    /// In seconds, as etcd wants it
+    ttl: i64,
+}
+
+impl Terms {
+    pub(crate) fn new(service: &str, id: Option<i64>, ttl: Duration) -> Result<Self, RegisterError> {
+        let service = ServiceName::parse(service)?;
+        let id = id.unwrap_or_else(|| fastrand::i64(1..));
         if id <= 0 {
             return Err(RegisterError::Id { id });
         }
-        if self.address.port() == 0 || is_unspecified(&self.address) {
-            return Err(RegisterError::Address { address: self.address });
-        }
-        let ttl = seconds(self.ttl)?;
-        Ok(Machine::new(self.etcd, service.key(id), self.address.to_string(), ttl))
+        Ok(Self { key: service.key(id), ttl: seconds(ttl)? })
     }
+
+    /// Registers in the background, however long that takes
+    pub(crate) fn start(self, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
+        self.begin(Phase::Granting, etcd, address)
+    }
+
+    /// Registers in the background; a first attempt that fails is the end, and [told](Registration::failed)
+    pub(crate) fn attempt(self, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
+        self.begin(Phase::First, etcd, address)
+    }
+
+    fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
+        let (machine, state) = Machine::new(etcd.clone(), self.key, published(address)?, self.ttl);
+        Ok(machine.spawn(phase, state))
+    }
+}
+
+/// The value of the key of an instance at `address`
+pub(crate) fn published(address: &Address) -> Result<String, RegisterError> {
+    if address.port() == 0 || is_unspecified(address) {
+        return Err(RegisterError::Address { address: address.clone() });
+    }
+    // The value has no scheme: clients would talk plaintext to a server that expects TLS.
+    if address.is_https() {
+        return Err(RegisterError::Https { address: address.clone() });
+    }
+    Ok(address.to_string())
 }
 
 fn is_unspecified(address: &Address) -> bool {
@@ -247,6 +294,12 @@ pub enum RegisterError {
         /// The address given
         address: Address,
     },
+    /// The address asks for TLS, which is not supported yet: publish one without `https://`
+    #[error("{address} cannot be registered: https is not supported yet")]
+    Https {
+        /// The address given
+        address: Address,
+    },
     /// etcd could not be reached or refused: see the cause
     #[error("{key} was not registered: {cause}")]
     Failed {
@@ -288,6 +341,13 @@ mod tests {
             let builder = RegistrationBuilder { address, ..builder("a") };
             assert!(matches!(builder.start(), Err(RegisterError::Address { .. })));
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_asks_for_tls_is_not_published_as_one_without() {
+        let builder = || RegistrationBuilder { address: "https://h:443".parse().unwrap(), ..builder("a") };
+        assert!(matches!(builder().start(), Err(RegisterError::Https { .. })));
+        assert!(matches!(builder().register().await, Err(RegisterError::Https { .. })));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use tokio::{net::TcpListener, sync::oneshot, time::sleep};
 use super::{Incoming, ListenError, ServeError, ServeRegistered, Switch, advertised, signal::Signals};
 use crate::{
     etcd::{
-        Etcd, EtcdOptions, ServiceName,
-        registration::{RegisterError, Registration, RegistrationBuilder},
+        Etcd, EtcdOptions,
+        registration::{DEFAULT_TTL, RegisterError, Registration, Terms, published},
     },
     instance::Address,
 };
@@ -42,7 +42,8 @@ impl Plan {
         shutdown: Option<Shutdown>,
     ) -> Result<(), ServeError> {
         // What is wrong with the input is said before anything is bound.
-        ServiceName::parse(self.service.as_str()).map_err(RegisterError::from)?;
+        let terms = Terms::new(&self.service, self.id, self.ttl.unwrap_or(DEFAULT_TTL))?;
+        self.advertise.as_ref().map(published).transpose()?;
         let etcd = match &self.etcd {
             Some(etcd) => etcd.clone(),
             None => Etcd::connect_lazy(EtcdOptions::from_env())?,
@@ -50,7 +51,11 @@ impl Plan {
         let mut stop = Stop::new(shutdown)?;
 
         let (listener, bound) = listener(listen).await?;
-        let registration = self.registration(&etcd, bound).await?;
+        let address = self.address(&etcd, bound).await?;
+        let register = || match self.fail_fast {
+            true => terms.attempt(&etcd, &address),
+            false => terms.start(&etcd, &address),
+        };
         let (incoming, switch) = Incoming::new(listener);
         // tonic's tasks outlive its future: they end with their sockets.
         let cut = Cut(switch);
@@ -63,48 +68,39 @@ impl Plan {
             biased;
             // Serving ends when it was told to go away and has drained.
             served = router.serve_incoming(incoming, going_away) => Ok(served?),
-            ended = self.conduct(registration, &mut stop, go_away, &cut) => ended,
+            ended = self.conduct(register, &mut stop, go_away, &cut) => ended,
         }
     }
 
-    async fn registration(&self, etcd: &Etcd, bound: SocketAddr) -> Result<RegistrationBuilder, ServeError> {
+    /// The address to publish
+    async fn address(&self, etcd: &Etcd, bound: SocketAddr) -> Result<Address, ServeError> {
         let address = match &self.advertise {
             Some(address) => address.clone(),
             None => advertised(bound, etcd).await?,
         };
         tracing::info!(service = %self.service, listen = %bound, %address, "serving");
-        let mut builder = Registration::builder(etcd, self.service.as_str(), address);
-        if let Some(id) = self.id {
-            builder = builder.id(id);
-        }
-        if let Some(ttl) = self.ttl {
-            builder = builder.ttl(ttl);
-        }
-        Ok(builder)
+        Ok(address)
     }
 
     /// Registers, waits for the signal, leaves; a second signal cuts the leaving short
     async fn conduct(
         &self,
-        registration: RegistrationBuilder,
+        register: impl FnOnce() -> Result<Registration, RegisterError>,
         stop: &mut Stop,
         go_away: oneshot::Sender<Never>,
         cut: &Cut,
     ) -> Result<(), ServeError> {
-        let registration = tokio::select! {
-            registration = self.register(registration) => registration?,
-            () = stop.requested() => return Ok(()),
-        };
-        stop.requested().await;
+        let mut registration = register()?;
+        tokio::select! {
+            error = registration.failed() => return Err(error.into()),
+            // Registered or not yet: what is under way has to be taken back.
+            () = stop.requested() => {}
+        }
         tokio::select! {
             () = self.leave(registration, go_away, cut) => {}
             () = stop.requested() => tracing::info!(service = %self.service, "told to stop again: stopping at once"),
         }
         Ok(())
-    }
-
-    async fn register(&self, builder: RegistrationBuilder) -> Result<Registration, RegisterError> {
-        if self.fail_fast { builder.register().await } else { builder.start() }
     }
 
     /// Each step after the one before; ended from outside as soon as everything has drained

@@ -1,8 +1,11 @@
 //! The registration's task: which phase comes after which
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout},
+};
 
 use super::{
     LossCause, Registration, RegistrationState,
@@ -12,11 +15,17 @@ use super::{
 };
 use crate::etcd::{Etcd, lane::REQUEST, pace::Pace, request::RequestError};
 
+/// The longest that a first attempt takes
+const FIRST: Duration = Duration::from_secs(5);
+
 /// The longest that leaving may take
 const LEAVE: Duration = Duration::from_secs(3);
 
 /// While leaving no host gets more, so that the next one still has its turn.
 const LEAVE_REQUEST: Duration = Duration::from_secs(1);
+
+/// Once the key is gone nobody waits longer for its lease, which ends by itself.
+const LEAVE_LEASE: Duration = Duration::from_millis(500);
 
 pub(super) struct Machine {
     etcd: Etcd,
@@ -29,6 +38,8 @@ pub(super) struct Machine {
 }
 
 pub(super) enum Phase {
+    /// Nothing was tried yet, and a failure is the end
+    First,
     /// No lease
     Granting,
     /// A lease, and the key under it or about to be
@@ -52,17 +63,7 @@ impl Machine {
         self.report.key()
     }
 
-    /// The first attempt, for those who want to hear of its failure
-    pub(super) async fn first(&mut self, limit: Duration) -> Result<Phase, RequestError> {
-        let lease = self.etcd.leases().insist(limit, || lease::grant(self.etcd.leases(), self.ttl)).await?;
-        self.lease = Some(lease);
-        let claimed = self.etcd.kv().insist(limit, || self.key.claim(self.etcd.kv(), lease.id)).await;
-        self.key.on_claimed(&claimed?);
-        self.report.on_registered(lease);
-        Ok(Phase::Leased(lease))
-    }
-
-    /// Starts the task, which ends after `stop` was dropped
+    /// Starts the task, which ends after `stop` was dropped, or when a first attempt has failed
     pub(super) fn spawn(self, phase: Phase, state: watch::Receiver<RegistrationState>) -> Registration {
         let key = self.key().to_owned();
         let (stop, stopped) = oneshot::channel();
@@ -70,18 +71,23 @@ impl Machine {
     }
 
     async fn run(mut self, phase: Phase, stopped: oneshot::Receiver<Infallible>) -> Result<(), RequestError> {
-        tokio::select! {
-            never = self.live(phase) => match never {},
-            _ = stopped => {}
-        }
+        let failed = tokio::select! {
+            error = self.live(phase) => Some(error),
+            _ = stopped => None,
+        };
         let left = self.leave().await;
         self.report.on_deregistered(&left);
-        left
+        failed.map_or(left, Err)
     }
 
-    async fn live(&mut self, mut phase: Phase) -> Infallible {
+    /// Registers and stays registered; returns why the first attempt has failed
+    async fn live(&mut self, mut phase: Phase) -> RequestError {
         loop {
             phase = match phase {
+                Phase::First => match self.first().await {
+                    Ok(lease) => Phase::Leased(lease),
+                    Err(error) => return error,
+                },
                 Phase::Granting => self.grant().await,
                 Phase::Leased(lease) => self.hold(lease).await,
                 Phase::Overwritten => {
@@ -90,6 +96,19 @@ impl Machine {
                 }
             };
         }
+    }
+
+    /// Tries each host, for those who want to hear of a failure
+    async fn first(&mut self) -> Result<Lease, RequestError> {
+        let deadline = Instant::now() + FIRST;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let (kv, leases) = (self.etcd.kv(), self.etcd.leases());
+        let lease = leases.insist(left(), || lease::grant(leases, self.ttl)).await?;
+        self.lease = Some(lease);
+        let claim = kv.insist(left(), || self.key.claim(kv, lease.id)).await?;
+        self.key.on_claimed(&claim);
+        self.report.on_registered(lease);
+        Ok(lease)
     }
 
     async fn grant(&mut self) -> Phase {
@@ -143,7 +162,20 @@ impl Machine {
         // Revoking deletes the key too, if it is still under this lease; it goes over another connection, though.
         let deleted = kv.insist(LEAVE, || self.key.delete(kv, lease.id, LEAVE_REQUEST));
         let revoked = leases.insist(LEAVE, || lease::revoke(leases, lease, LEAVE_REQUEST));
-        let (deleted, revoked) = tokio::join!(deleted, revoked);
-        revoked.or(deleted)
+        let (mut deleted, mut revoked) = (pin!(deleted), pin!(revoked));
+        tokio::select! {
+            result = &mut revoked => match result {
+                Ok(()) => Ok(()),
+                Err(error) => deleted.await.map_err(|_| error),
+            },
+            result = &mut deleted => match result {
+                Ok(()) => {
+                    // Whatever comes of it: the key is gone.
+                    let _ = timeout(LEAVE_LEASE, revoked).await;
+                    Ok(())
+                }
+                Err(_) => revoked.await,
+            },
+        }
     }
 }
