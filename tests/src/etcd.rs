@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// One etcd of one member on ports from the OS, its data in a fresh temp dir
+/// One member of an etcd cluster, by default its only one, on ports from the OS, its data in a fresh temp dir
 ///
 /// Dropping it kills the process and removes the directory.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct EtcdProcess {
     dir: PathBuf,
     client_port: u16,
     peer_port: u16,
+    /// What it is told beyond where it is
+    options: Vec<String>,
     child: Option<Child>,
 }
 
@@ -33,20 +35,53 @@ const READY: Duration = Duration::from_secs(20);
 impl EtcdProcess {
     /// Starts an etcd and waits until it answers
     pub async fn start() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more options
+    pub async fn start_with(options: &[&str]) -> Self {
         // A port found free can be taken before etcd binds it: another pair then.
         for _ in 0..5 {
-            let name =
-                format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            let dir = std::env::temp_dir().join(name);
-            fs::create_dir_all(&dir).expect("the temp dir is writable");
-            let (client_port, peer_port) = free_ports();
-            let mut etcd = Self { dir, client_port, peer_port, child: None };
+            let mut etcd = Self::member(free_ports());
+            etcd.options = vec!["--initial-cluster".to_owned(), etcd.named_peer()];
+            etcd.options.extend(options.iter().map(ToString::to_string));
             if etcd.try_restart().await {
                 return etcd;
             }
         }
         panic!("etcd did not start: is it on PATH?");
+    }
+
+    /// Starts a cluster of three members and waits until each of them answers
+    pub async fn start_three() -> [Self; 3] {
+        for _ in 0..5 {
+            let [a, b, c, d, e, f] = free_ports();
+            let mut members = [[a, b], [c, d], [e, f]].map(Self::member);
+            let cluster = members.each_ref().map(Self::named_peer).join(",");
+            for member in &mut members {
+                member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
+                member.child = Some(member.spawn().expect("etcd is on PATH"));
+            }
+            let [a, b, c] = &mut members;
+            // Each waits for the others.
+            if let (true, true, true) = tokio::join!(a.until_ready(), b.until_ready(), c.until_ready()) {
+                return members;
+            }
+        }
+        panic!("etcd did not start: is it on PATH?");
+    }
+
+    fn member([client_port, peer_port]: [u16; 2]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(&dir).expect("the temp dir is writable");
+        Self { dir, client_port, peer_port, options: Vec::new(), child: None }
+    }
+
+    /// Its name and where its peers find it
+    fn named_peer(&self) -> String {
+        format!("{}=http://127.0.0.1:{}", self.peer_port, self.peer_port)
     }
 
     /// `127.0.0.1:port`
@@ -98,6 +133,13 @@ impl EtcdProcess {
         text(&output.stdout)
     }
 
+    /// From now on only `--user=root:root` may do anything but ask for leases
+    pub async fn enable_auth(&self) {
+        self.etcdctl(["user", "add", "root:root"]).await;
+        self.etcdctl(["user", "grant-role", "root", "root"]).await;
+        self.etcdctl(["auth", "enable"]).await;
+    }
+
     /// Puts a value that is too long for a command line
     pub async fn put_large(&self, key: &str, value: &[u8]) {
         let mut command = tokio::process::Command::new("etcdctl");
@@ -125,6 +167,10 @@ impl EtcdProcess {
     async fn try_restart(&mut self) -> bool {
         self.kill9();
         self.child = Some(self.spawn().expect("etcd is on PATH"));
+        self.until_ready().await
+    }
+
+    async fn until_ready(&mut self) -> bool {
         let deadline = Instant::now() + READY;
         while Instant::now() < deadline {
             let exited = self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
@@ -144,12 +190,12 @@ impl EtcdProcess {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log"))?;
         Command::new("etcd")
-            .args(["--name", "test", "--logger", "zap"])
+            .args(["--name", &self.peer_port.to_string(), "--logger", "zap"])
             .arg("--data-dir")
             .arg(self.dir.join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(&self.options)
             .env_remove("ETCDCTL_API")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -176,12 +222,10 @@ impl Drop for EtcdProcess {
     }
 }
 
-fn free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
-    // Both are held before either is let go, so they differ.
-    let (client, peer) = (bind(), bind());
-    let port = |listener: &TcpListener| listener.local_addr().expect("it is bound").port();
-    (port(&client), port(&peer))
+fn free_ports<const N: usize>() -> [u16; N] {
+    // All are held before any is let go, so they differ.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
 /// Whether the member has a leader: etcd's own health endpoint says so over plain HTTP
@@ -213,5 +257,12 @@ mod tests {
         etcd.wipe();
         etcd.restart().await;
         assert_eq!(etcd.etcdctl(["get", "a"]).await, "");
+    }
+
+    #[tokio::test]
+    async fn three_members_are_one_cluster() {
+        let Some([a, _, c]) = real::three_etcds().await else { return };
+        a.etcdctl(["put", "a", "1"]).await;
+        assert_eq!(c.etcdctl(["get", "a", "--print-value-only"]).await, "1\n");
     }
 }

@@ -46,6 +46,12 @@ impl Greeter {
         self.option("--service", service)
     }
 
+    /// Finds this as the address of its pod
+    pub fn pod_ip(mut self, ip: &str) -> Self {
+        self.0.env("POD_IP", ip);
+        self
+    }
+
     /// Time to live of its registration
     pub fn ttl(self, ttl: Duration) -> Self {
         self.option("--ttl", ttl.as_secs())

@@ -16,6 +16,8 @@ use crate::wait;
 pub struct Proxy {
     address: SocketAddr,
     gate: watch::Sender<Gate>,
+    admitted: watch::Sender<usize>,
+    made: watch::Receiver<usize>,
     task: JoinHandle<()>,
 }
 
@@ -32,17 +34,35 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("the listener is bound");
         let (gate, seen) = watch::channel(Gate::Open);
+        let (admitted, limit) = watch::channel(usize::MAX);
+        let (count, made) = watch::channel(0);
         let task = tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, target.clone(), seen.clone()));
+            for number in 0.. {
+                let Ok((client, _)) = listener.accept().await else { return };
+                count.send_replace(number + 1);
+                // Who is not admitted finds the gate held, and closed with all others.
+                let admitted = number < *limit.borrow();
+                tokio::spawn(pass(client, admitted, target.clone(), seen.clone()));
             }
         });
-        Self { address, gate, task }
+        Self { address, gate, admitted, made, task }
+    }
+
+    /// Passes on the first `connections` that were ever made and keeps those that come later on hold
+    pub fn admit(&self, connections: usize) {
+        self.admitted.send_replace(connections);
     }
 
     /// `127.0.0.1:port`
     pub fn endpoint(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Waits until as many connections were ever made
+    pub async fn until_made(&self, connections: usize) {
+        let mut made = self.made.clone();
+        let made = made.wait_for(|made| *made >= connections);
+        wait::within("the proxy is connected to", Duration::from_secs(5), made).await.expect("it accepts");
     }
 
     /// Closes all connections, and new ones at once; returns when they are closed
@@ -64,14 +84,14 @@ impl Proxy {
     }
 }
 
-async fn pass(mut client: TcpStream, target: String, mut gate: watch::Receiver<Gate>) {
+async fn pass(mut client: TcpStream, admitted: bool, target: String, mut gate: watch::Receiver<Gate>) {
     let Ok(mut server) = TcpStream::connect(target).await else { return };
     let mut copy = pin!(copy_bidirectional(&mut client, &mut server));
     loop {
         let open = match *gate.borrow_and_update() {
             Gate::Cut => return,
             Gate::Held => false,
-            Gate::Open => true,
+            Gate::Open => admitted,
         };
         tokio::select! {
             _ = &mut copy, if open => return,

@@ -14,17 +14,31 @@ use crate::{etcd::EtcdProcess, wait};
 ///
 /// If they are not and `CALLSIGN_REQUIRE_ETCD` is `1`: then a suite must not be skipped.
 pub async fn etcd() -> Option<EtcdProcess> {
+    if is_there() { Some(EtcdProcess::start().await) } else { None }
+}
+
+/// The same with more options
+pub async fn etcd_with(options: &[&str]) -> Option<EtcdProcess> {
+    if is_there() { Some(EtcdProcess::start_with(options).await) } else { None }
+}
+
+/// The same, as a cluster of three members
+pub async fn three_etcds() -> Option<[EtcdProcess; 3]> {
+    if is_there() { Some(EtcdProcess::start_three().await) } else { None }
+}
+
+fn is_there() -> bool {
     let paths = env::var_os("PATH").unwrap_or_default();
     let on_path = |name: &str| env::split_paths(&paths).any(|dir| dir.join(name).is_file());
     if on_path("etcd") && on_path("etcdctl") {
-        return Some(EtcdProcess::start().await);
+        return true;
     }
     let required = env::var_os("CALLSIGN_REQUIRE_ETCD").is_some_and(|value| value == "1");
     assert!(!required, "no etcd and etcdctl on PATH, and CALLSIGN_REQUIRE_ETCD=1");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     // Not `eprintln!`, which the test harness swallows when a test passes. A stderr that is gone is no failure.
     let _ = writeln!(io::stderr(), "skipped: {test}: it needs etcd and etcdctl on PATH");
-    None
+    false
 }
 
 /// Addresses under `<service>/`, in order, as `etcdctl get --prefix` shows them
