@@ -6,7 +6,17 @@ use callsign::{
     Etcd, EtcdOptions, Registration,
     discover::{DiscoveryState, EtcdDiscover},
 };
-use callsign_tests::{etcd::EtcdProcess, peers::Peer, proxy::Proxy, real, view::View, wait};
+use callsign_tests::{
+    etcd::EtcdProcess,
+    pb::{HelloRequest, greeter_client::GreeterClient},
+    peers::Peer,
+    proxy::Proxy,
+    real,
+    scripted::{Scripted, Taken},
+    service::{Local, who},
+    view::View,
+    wait,
+};
 use tokio::sync::watch;
 
 const SERVICE: &str = "hello.rpc";
@@ -43,6 +53,11 @@ impl Following {
     async fn until_resuming(&mut self) {
         self.until_state("resuming", |state| matches!(state, DiscoveryState::Resuming { .. })).await;
     }
+}
+
+/// Resuming, for a cause that contains this
+fn resuming(text: &str) -> impl Fn(&DiscoveryState) -> bool {
+    move |state| matches!(state, DiscoveryState::Resuming { cause } if cause.contains(text))
 }
 
 async fn put(etcd: &EtcdProcess, id: &str, value: &str) {
@@ -302,4 +317,144 @@ async fn all_who_follow_a_service_share_one_watch_which_ends_with_the_last() {
         }
     };
     wait::within("the watch ends", SEEN, none).await;
+}
+
+#[tokio::test]
+async fn a_member_without_a_leader_says_so_and_the_view_stays() {
+    let Some([mut a, mut b, c]) = real::three_etcds().await else { return };
+    put(&c, "1", A).await;
+    let mut follow = Following::of([c.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    follow.until_watching().await;
+    // Frozen is as good as dead to the third; which of them led makes no difference.
+    a.stop();
+    b.kill9();
+    follow.until_state("the watch says that there is no leader", resuming("no leader")).await;
+    assert_eq!((follow.view.addresses(), follow.view.changes()), (vec![A.to_owned()], 1));
+    a.cont();
+    follow.until_watching().await;
+    put(&a, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    assert_eq!(follow.view.removed(), 0);
+    a.kill9();
+}
+
+#[tokio::test]
+async fn a_refused_watch_is_followed_by_a_list_and_what_was_listed_once_is_listed() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    put(&etcd, "1", A).await;
+    let mut follow = Following::of([proxy.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    follow.until_watching().await;
+    proxy.cut().await;
+    follow.until_resuming().await;
+    etcd.enable_auth().await;
+    proxy.heal();
+    follow.until_state("the watch is refused", resuming("the watch was canceled")).await;
+    // The cause of a list stands alone. A state of listing would say that there never was one.
+    follow.until_state("the list is refused", resuming(": etcdserver: user name is empty")).await;
+    assert_eq!(follow.view.addresses(), [A]);
+}
+
+#[tokio::test]
+async fn a_list_is_read_again_after_ten_minutes() {
+    let Some(etcd) = real::etcd().await else { return };
+    put(&etcd, "1", A).await;
+    let mut follow = Following::of([etcd.endpoint()]).await;
+    follow.view.until(&[A], SEEN).await;
+    follow.until_watching().await;
+    let before = lists(&etcd).await;
+    pass(Duration::from_secs(530)).await;
+    put(&etcd, "2", B).await;
+    follow.view.until(&[A, B], SEEN).await;
+    assert_eq!(lists(&etcd).await, before, "not before nine");
+    pass(Duration::from_secs(140)).await;
+    let again = async {
+        while lists(&etcd).await == before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    wait::within("the list is read again", SEEN, again).await;
+    follow.until_watching().await;
+    put(&etcd, "3", C).await;
+    follow.view.until(&[A, B, C], SEEN).await;
+    assert_eq!(follow.view.changes(), 3, "an equal list is no news");
+}
+
+/// Lets time pass for this process alone
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_watch_that_is_not_confirmed_is_opened_on_the_next_host() {
+    // The first connection gets an empty list and a watch of which nothing comes; pings are answered.
+    let server = Scripted::start(|_, peer| async move {
+        peer.settings(None).await;
+        let list = peer.headers(0).await;
+        peer.end(list).await;
+        peer.respond(list).await;
+        let watch = peer.headers(1).await;
+        peer.respond_headers(watch).await;
+        peer.closed().await;
+    })
+    .await;
+    let mut follow = Following::of([server.address().to_string()]).await;
+    let ((), took) =
+        wait::timed(follow.until_state("the watch is given up", resuming("opening a watch"))).await;
+    assert!((Duration::from_secs(3)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    let next = |calls: &[Taken]| calls.iter().any(|call| call.connection == 1).then_some(());
+    wait::within("the next host is asked", BOUND, server.record().until(next)).await;
+}
+
+#[tokio::test]
+async fn tonics_channel_follows_what_comes_and_goes() {
+    let Some(etcd) = real::etcd().await else { return };
+    let (first, second) = (Local::start().await, Local::start().await);
+    let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap();
+    let mut client = GreeterClient::new(EtcdDiscover::new(&session, SERVICE).unwrap().into_tonic_channel());
+    put(&etcd, "1", first.address().authority()).await;
+    assert_eq!(greeted(&mut client).await, first.address().to_string());
+    put(&etcd, "2", second.address().authority()).await;
+    let both = async { while greeted(&mut client).await != second.address().to_string() {} };
+    wait::within("the one that came is called", SEEN, both).await;
+    delete(&etcd, "1").await;
+    // Twenty calls in a row do not miss one of two by chance.
+    let gone = async {
+        let mut in_a_row = 0;
+        while in_a_row < 20 {
+            let is_second = greeted(&mut client).await == second.address().to_string();
+            in_a_row = if is_second { in_a_row + 1 } else { 0 };
+        }
+    };
+    wait::within("the one that went is not called", SEEN, gone).await;
+}
+
+async fn greeted(client: &mut GreeterClient<tonic::transport::Channel>) -> String {
+    let called = client.say_hello(HelloRequest::default());
+    who(wait::within("a call", BOUND, called).await.expect("a server is there").get_ref())
+}
+
+#[test]
+fn a_watch_outlives_the_runtime_that_it_began_in() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let Some(etcd) = second.block_on(real::etcd()) else { return };
+    let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap();
+    second.block_on(put(&etcd, "1", A));
+    let follow = || async { View::of(EtcdDiscover::new(&session, SERVICE).unwrap()) };
+    let began = first.block_on(follow());
+    let view = second.block_on(follow());
+    second.block_on(view.until(&[A], SEEN));
+    drop(began);
+    drop(first);
+    second.block_on(async {
+        put(&etcd, "2", B).await;
+        view.until(&[A, B], SEEN).await;
+        assert_eq!(view.changes(), 2, "nothing was told twice");
+    });
 }

@@ -42,6 +42,16 @@ async fn pairs(etcd: &EtcdProcess) -> String {
     etcd.etcdctl(["get", "--prefix", "hello.rpc/"]).await
 }
 
+/// How many leases there are, once it is `expected`
+async fn until_leases(etcd: &EtcdProcess, expected: usize, bound: Duration) {
+    let all = async {
+        while !etcd.etcdctl(["lease", "list"]).await.starts_with(&format!("found {expected} leases")) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    wait::within(&format!("there are {expected} leases"), bound, all).await;
+}
+
 const OURS: &str = "hello.rpc/7\n127.0.0.1:9090\n";
 
 #[tokio::test]
@@ -94,12 +104,7 @@ async fn a_key_put_by_hand_stays_what_it_was_put_to() {
     let overwritten = RegistrationState::Lost { cause: LossCause::Overwritten };
     until_state(&registration, BACK, |state| *state == overwritten).await;
     drop(registration);
-    let no_lease = async {
-        while etcd.etcdctl(["lease", "list"]).await != "found 0 leases\n" {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    wait::within("the lease is given back", BACK, no_lease).await;
+    until_leases(&etcd, 0, BACK).await;
     assert_eq!(pairs(&etcd).await, "hello.rpc/7\n10.9.9.9:1\n");
 }
 
@@ -254,4 +259,80 @@ async fn leaving_a_frozen_etcd_takes_three_seconds_and_says_so() {
     let (left, took) = wait::timed(registration.deregister()).await;
     let error = left.unwrap_err().to_string();
     assert!(error.contains("hello.rpc/7") && took < Duration::from_secs(4), "{error}, after {took:?}");
+}
+
+#[tokio::test]
+async fn leaving_is_confirmed_by_the_lease_alone_when_the_other_way_is_stuck() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    // Leases go first. The key's own way is stuck before it begins, and fails after 2 s or more.
+    proxy.admit(1);
+    let session = Etcd::connect_lazy(EtcdOptions::new([proxy.endpoint()])).unwrap();
+    let registration = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap()).start().unwrap();
+    proxy.until_made(2).await;
+    let (left, took) = wait::timed(registration.deregister()).await;
+    left.unwrap();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(etcd.etcdctl(["lease", "list"]).await, "found 0 leases\n");
+}
+
+#[tokio::test]
+async fn a_lease_is_kept_although_reads_and_writes_are_stuck() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    proxy.admit(1);
+    let session = Etcd::connect_lazy(EtcdOptions::new([proxy.endpoint()])).unwrap();
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let _registration = builder.ttl(Duration::from_secs(2)).start().unwrap();
+    proxy.until_made(2).await;
+    let granted = etcd.etcdctl(["lease", "list"]).await;
+    // Two and a half TTLs: whatever still lives then was kept alive.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(etcd.etcdctl(["lease", "list"]).await, granted);
+    assert_eq!(pairs(&etcd).await, "");
+}
+
+#[tokio::test]
+async fn a_refused_registration_gives_its_lease_back() {
+    let Some(etcd) = real::etcd().await else { return };
+    let session = session(&etcd);
+    etcd.enable_auth().await;
+    // Anyone may have a lease, but not put a key.
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let refused = wait::within("it is refused at once", BACK, builder.register()).await.unwrap_err();
+    assert!(refused.to_string().contains("user name is empty"), "{refused}");
+    let leases = etcd.etcdctl(["--user=root:root", "lease", "list"]).await;
+    assert_eq!(leases, "found 0 leases\n");
+}
+
+#[tokio::test]
+async fn registering_has_one_deadline_and_takes_back_what_it_has_begun() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    // For 3 s nothing passes. The first connection is given up after 2 s, the second gets its lease, the third, for the
+    // key, would be given up 2 s later.
+    proxy.admit(2);
+    proxy.hold();
+    let session = Etcd::connect_lazy(EtcdOptions::new([proxy.endpoint(), proxy.endpoint()])).unwrap();
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let registering = tokio::spawn(wait::timed(builder.register()));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(etcd.etcdctl(["lease", "list"]).await, "found 0 leases\n");
+    proxy.heal();
+    proxy.until_made(3).await;
+    let (failed, took) = registering.await.unwrap();
+    failed.unwrap_err();
+    assert!(took < Duration::from_millis(6500), "{took:?}");
+    assert_eq!(etcd.etcdctl(["lease", "list"]).await, "found 0 leases\n");
+}
+
+#[tokio::test]
+async fn the_ttl_that_counts_is_the_one_that_was_granted() {
+    // This etcd grants no less than one and a half election timeouts.
+    let slow = ["--heartbeat-interval=400", "--election-timeout=4000"];
+    let Some(etcd) = real::etcd_with(&slow).await else { return };
+    let builder = Registration::builder(&session(&etcd), SERVICE, ADDRESS.parse().unwrap());
+    let registration = builder.id(7).ttl(Duration::from_secs(2)).register().await.unwrap();
+    let RegistrationState::Registered { ttl, .. } = *registration.state().borrow() else { panic!() };
+    assert_eq!(ttl, Duration::from_secs(6));
 }

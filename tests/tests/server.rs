@@ -1,19 +1,31 @@
 //! A server's life against a real etcd: in which order it comes, and in which it goes
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use callsign::{Address, Etcd, EtcdOptions, Serve, ServeError, ServeRegistered};
 use callsign_tests::{
     echo::{Chunk, echo_client::EchoClient},
     etcd::EtcdProcess,
     greeter,
-    pb::{HelloRequest, greeter_client::GreeterClient},
+    pb::{HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer},
+    proxy::Proxy,
     real,
     service::{Calls, Hello, router},
     wait,
 };
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
-use tonic::transport::{Endpoint, Server, server::Router};
+use tonic::{
+    Request, Status,
+    service::{Interceptor, InterceptorLayer},
+    transport::{Endpoint, Server, server::Router},
+};
+use tower::layer::util::{Identity, Stack};
 
 const SERVICE: &str = "hello.rpc";
 const BOUND: Duration = Duration::from_secs(5);
@@ -117,7 +129,8 @@ async fn a_second_signal_ends_it_at_once() {
     server.sigterm();
     real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
     server.sigint();
-    let status = server.exited(Duration::from_millis(700)).await;
+    // One signal would leave it a second for clients to notice and five for the call.
+    let status = server.exited(Duration::from_secs(3)).await;
     assert!(status.success(), "{status}");
     wait::within("the caller hears of it", BOUND, stuck).await.unwrap().unwrap_err();
 }
@@ -201,9 +214,77 @@ async fn what_is_wrong_with_the_input_is_said_before_anything_is_bound() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let run = async |serve: Serve| serve.run(hello(&Calls::default())).await.unwrap_err();
-    assert!(matches!(run(Serve::new("a/").listen(&address)).await, ServeError::Register(_)));
+    // Binding would fail first.
+    let tls: Address = "https://h:443".parse().unwrap();
+    for bad in [
+        Serve::new("a/"),
+        Serve::new("a").id(0),
+        Serve::new("a").ttl(Duration::from_secs(1)),
+        Serve::new("a").advertise(tls),
+    ] {
+        assert!(matches!(run(bad.listen(&address)).await, ServeError::Register(_)));
+    }
     assert!(matches!(run(Serve::new("a").listen("9090")).await, ServeError::Listen(_)));
     assert!(matches!(run(Serve::new("a").listen(&address)).await, ServeError::Listen(_)));
+}
+
+#[tokio::test]
+async fn told_to_stop_while_it_registers_it_leaves_nothing_behind() {
+    let Some(etcd) = real::etcd().await else { return };
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    // The lease passes, the key does not.
+    proxy.admit(1);
+    let session = Etcd::connect_lazy(EtcdOptions::new([proxy.endpoint()])).unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session).fail_fast(true);
+    let serve = serve.notice(Duration::ZERO).shutdown(async { drop(stopped.await) });
+    let serving = tokio::spawn(serve.run(hello(&Calls::default())));
+    proxy.until_made(2).await;
+    assert!(etcd.etcdctl(["lease", "list"]).await.starts_with("found 1 leases"));
+    stop.send(()).unwrap();
+    wait::within("it ends", BOUND, serving).await.unwrap().unwrap();
+    let left = etcd.etcdctl(["lease", "list"]).await;
+    assert_eq!(left, "found 0 leases\n");
+}
+
+#[tokio::test]
+async fn the_address_of_the_pod_is_published_for_all_addresses() {
+    let Some(etcd) = real::etcd().await else { return };
+    let all = Address::from(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
+    let greeter = greeter!().register(SERVICE, &etcd.endpoint()).listen(&all).pod_ip("127.9.9.9");
+    let server = greeter.start().await;
+    let shown = real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    assert_eq!(shown, [format!("127.9.9.9:{}", server.address().port())]);
+}
+
+/// A router with a layer that counts the calls
+fn layered(counted: &Arc<AtomicUsize>) -> Router<Stack<InterceptorLayer<Count>, Identity>> {
+    let hello = Hello { name: "test".into(), delay: Duration::ZERO };
+    let count = InterceptorLayer::new(Count(Arc::clone(counted)));
+    Server::builder().layer(count).add_service(GreeterServer::new(hello))
+}
+
+#[derive(Clone)]
+struct Count(Arc<AtomicUsize>);
+
+impl Interceptor for Count {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(request)
+    }
+}
+
+#[tokio::test]
+async fn a_layered_router_serves() {
+    let Some(etcd) = real::etcd().await else { return };
+    let counted = Arc::default();
+    let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd));
+    let serving = tokio::spawn(serve.run(layered(&counted)));
+    let all = real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    let mut client = GreeterClient::connect(format!("http://{}", all[0])).await.unwrap();
+    client.say_hello(HelloRequest::default()).await.unwrap();
+    assert_eq!(counted.load(Ordering::Relaxed), 1);
+    serving.abort();
 }
 
 #[tokio::test]
@@ -211,12 +292,6 @@ async fn a_layered_router_serves_in_one_line() {
     // The type is what this shows: it compiles, and its future can be spawned. Where it listens is taken.
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let layered = Server::builder().layer(tonic::service::InterceptorLayer::new(Ok)).add_service(
-        callsign_tests::pb::greeter_server::GreeterServer::new(Hello {
-            name: "test".into(),
-            delay: Duration::ZERO,
-        }),
-    );
-    let served = tokio::spawn(layered.serve_registered(SERVICE, address));
+    let served = tokio::spawn(layered(&Arc::default()).serve_registered(SERVICE, address));
     assert!(matches!(served.await.unwrap(), Err(ServeError::Listen(_))));
 }
