@@ -238,7 +238,11 @@ async fn told_to_stop_while_it_registers_it_leaves_nothing_behind() {
     let (stop, stopped) = oneshot::channel::<()>();
     let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session).fail_fast(true);
     let serve = serve.notice(Duration::ZERO).shutdown(async { drop(stopped.await) });
-    let serving = tokio::spawn(serve.run(hello(&Calls::default())));
+    // As in a process of its own, nothing goes on in the background once it has returned.
+    let serving = tokio::task::spawn_blocking(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(serve.run(hello(&Calls::default())))
+    });
     proxy.until_made(2).await;
     assert!(etcd.etcdctl(["lease", "list"]).await.starts_with("found 1 leases"));
     stop.send(()).unwrap();
