@@ -11,9 +11,12 @@
 //! | [`load`] | steady calls and what became of each |
 //! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
 //! | [`scripted`] | an HTTP/2 server whose frames are written by hand |
+//! | [`bare`] | a gRPC server on bare `h2`, which sees heads as they came and answers as told |
 //! | [`matrix`] | the calls that are made to it |
 //! | [`peers`] | listeners that are no gRPC server at all |
 //! | [`wait`] | waiting for a condition, with a bound |
+//!
+//! Suites that kill and stop processes need signals: they are empty elsewhere than on unix.
 
 /// The tutorial's greeter, generated
 #[allow(missing_docs, unused_qualifications, reason = "generated")]
@@ -27,17 +30,21 @@ pub mod echo {
     tonic::include_proto!("test");
 }
 
+#[cfg(unix)]
 pub mod process;
 pub mod service;
 
+#[cfg(unix)]
 pub mod etcd;
 pub mod proxy;
+#[cfg(unix)]
 pub mod real;
 pub mod view;
 
 pub mod channel;
 pub mod load;
 
+pub mod bare;
 pub mod peers;
 pub mod scripted;
 

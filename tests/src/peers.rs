@@ -1,5 +1,10 @@
 //! Peers that are no gRPC server at all
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
+
 use callsign::instance::Address;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,6 +16,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct Peer {
     address: Address,
+    accepted: Arc<AtomicU32>,
     _kept: Kept,
 }
 
@@ -29,7 +35,7 @@ impl Peer {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, 1], 0).into()).expect("a port is free");
         let address = Address::from(socket.local_addr().expect("the socket is bound"));
-        Self { address, _kept: Kept::Bound { _socket: socket } }
+        Self { address, accepted: Arc::default(), _kept: Kept::Bound { _socket: socket } }
     }
 
     /// One that accepts and never speaks
@@ -63,20 +69,28 @@ impl Peer {
         self.address.clone()
     }
 
+    /// How many connections it has accepted
+    pub fn accepted(&self) -> u32 {
+        self.accepted.load(Relaxed)
+    }
+
     async fn listening<F>(mut on_stream: impl FnMut(TcpStream) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = Address::from(listener.local_addr().expect("the listener is bound"));
+        let accepted = Arc::<AtomicU32>::default();
+        let count = accepted.clone();
         let task = tokio::spawn(async move {
             // Owns the streams: they end with the listener.
             let mut streams = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Relaxed);
                 streams.spawn(on_stream(stream));
             }
         });
-        Self { address, _kept: Kept::Listening(task) }
+        Self { address, accepted, _kept: Kept::Listening(task) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use callsign::instance::Address;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::sync::mpsc;
 
 use crate::wait;
@@ -130,13 +130,11 @@ impl Process {
     /// SIGSTOP; returns when all its threads stand still
     pub async fn sigstop(&self) {
         self.signal(Signal::STOP);
+        // The system tells the parent when the last thread has stopped.
+        let options = WaitOptions::UNTRACED | WaitOptions::NOHANG;
         wait::until("the process stands still", START, || {
-            let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).ok()?;
-            let stopped = |thread: std::fs::DirEntry| {
-                let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-                stat.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
-            };
-            threads.flatten().all(stopped).then_some(())
+            let changed = waitpid(Some(Pid::from_child(&self.child)), options).expect("the process is ours");
+            changed.filter(|(_, status)| status.stopped()).map(drop)
         })
         .await;
     }

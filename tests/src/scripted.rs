@@ -4,7 +4,13 @@
 //! sends. What came in is in the [`Record`]: every stream, its body, and what the server said about it. So a test can
 //! bring about what a real server does once in a million calls, and count how often a call was processed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use callsign::instance::Address;
 use tokio::{
@@ -17,7 +23,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use self::frame::{DATA, END_STREAM, Frame, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS};
+use self::frame::{ACK, DATA, END_STREAM, Frame, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS};
 pub use self::record::{Fate, Record, Taken};
 use crate::wait;
 
@@ -35,10 +41,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub mod code {
     /// A graceful shutdown
     pub const NO_ERROR: u32 = 0x0;
+    /// The peer broke the protocol
+    pub const PROTOCOL_ERROR: u32 = 0x1;
+    /// Something went wrong
+    pub const INTERNAL_ERROR: u32 = 0x2;
     /// The stream was not processed
     pub const REFUSED_STREAM: u32 = 0x7;
     /// The stream is not needed any more
     pub const CANCEL: u32 = 0x8;
+    /// The peer asks for too much
+    pub const ENHANCE_YOUR_CALM: u32 = 0xb;
+    /// The transport is not safe enough
+    pub const INADEQUATE_SECURITY: u32 = 0xc;
 }
 
 /// The server; dropped, it and its connections are gone
@@ -97,6 +111,8 @@ pub struct Peer {
     record: Record,
     writer: Writer,
     reader: JoinHandle<()>,
+    /// SETTINGS frames sent.
+    settings: AtomicUsize,
 }
 
 type Writer = Arc<Mutex<OwnedWriteHalf>>;
@@ -108,7 +124,7 @@ impl Peer {
         let (reader, writer) = stream.into_split();
         let writer = Arc::new(Mutex::new(writer));
         let reader = tokio::spawn(read(connection, reader, writer.clone(), record.clone()));
-        Self { connection, record, writer, reader }
+        Self { connection, record, writer, reader, settings: AtomicUsize::new(0) }
     }
 
     /// SETTINGS with a limit of streams, and windows of [`WINDOW`]
@@ -118,7 +134,16 @@ impl Peer {
 
     /// SETTINGS with a limit of streams and a receive window of each stream, which is never given back
     pub async fn settings_with_window(&self, streams: Option<u32>, window: u32) {
+        self.settings.fetch_add(1, Relaxed);
         self.send(&[Frame::settings(streams, window), Frame::window_update(0, WINDOW - FIRST_WINDOW)]).await;
+    }
+
+    /// SETTINGS with another limit of streams; returns when the client has applied it
+    pub async fn limit(&self, streams: u32) {
+        let sent = 1 + self.settings.fetch_add(1, Relaxed);
+        self.send(&[Frame::settings(Some(streams), WINDOW)]).await;
+        let applied = self.record.until_applied(self.connection, sent);
+        wait::within("the client applies SETTINGS", PATIENCE, applied).await;
     }
 
     /// Waits for the HEADERS of this connection's `nth` stream, from 0; its id
@@ -230,6 +255,7 @@ async fn read(connection: usize, mut from: OwnedReadHalf, writer: Writer, record
     assert_eq!(preface, PREFACE, "the client speaks HTTP/2 with prior knowledge");
     while let Some(frame) = Frame::read(&mut from).await {
         match frame.kind {
+            SETTINGS if frame.is(ACK) => record.on_applied(connection),
             SETTINGS | PING if frame.flags == 0 => send(&writer, &[frame.ack()]).await,
             HEADERS => record.on_headers(connection, frame.stream, frame.is(END_STREAM)),
             DATA => {

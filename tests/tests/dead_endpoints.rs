@@ -1,5 +1,7 @@
 //! One endpoint of three is no server at all, and no call notices
 
+#![cfg(unix)]
+
 use std::time::{Duration, Instant};
 
 use callsign::{EndpointInfo, EndpointState};

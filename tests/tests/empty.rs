@@ -1,5 +1,7 @@
 //! No instances, no server, no etcd
 
+#![cfg(unix)]
+
 use std::time::{Duration, Instant};
 
 use callsign::{Etcd, EtcdChannel, EtcdOptions, WaitForReady};
@@ -32,7 +34,7 @@ async fn a_call_to_an_empty_service_fails_after_the_pick_timeout_and_says_so() {
     let status = status.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.message().contains(SERVICE) && status.message().contains("no instances"), "{status:?}");
-    assert!((SECOND.mul_f32(0.9)..SECOND.mul_f32(1.5)).contains(&took), "{took:?}");
+    assert!((SECOND..6 * SECOND).contains(&took), "{took:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Servers that stand still, and streams on which nothing happens
 
+#![cfg(unix)]
+
 use std::time::{Duration, Instant};
 
 use callsign::{Address, Channel, EndpointState};

@@ -2,6 +2,9 @@
 //!
 //! Tasks and descriptors are counted, so these tests run one at a time, each in a runtime of its own, in this binary.
 
+// Descriptors are counted in /proc.
+#![cfg(target_os = "linux")]
+
 use std::{
     sync::{
         Arc, Mutex, PoisonError,

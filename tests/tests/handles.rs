@@ -1,5 +1,7 @@
 //! A channel goes wherever a generated client goes
 
+#![cfg(unix)]
+
 use std::{
     sync::{
         Arc,
@@ -20,6 +22,7 @@ use callsign_tests::{
 };
 use tokio::{
     runtime::{Builder, Runtime},
+    sync::Barrier,
     task::JoinSet,
 };
 use tonic::{Request, Status};
@@ -65,16 +68,19 @@ async fn a_thousand_clones_work_from_64_tasks_at_once() {
     let client = GreeterClient::new(channel.clone());
     let mut clones = vec![client; 1000];
     let mut tasks = JoinSet::new();
-    while !clones.is_empty() {
-        let mine = clones.split_off(clones.len().saturating_sub(1000_usize.div_ceil(64)));
+    let start = Arc::new(Barrier::new(64));
+    for left in (1..=64).rev() {
+        let mine = clones.split_off(clones.len() - clones.len() / left);
+        let start = start.clone();
         tasks.spawn(async move {
+            start.wait().await;
             for client in mine {
                 greet(client.clone(), DEADLINE).await.unwrap();
                 greet(client, DEADLINE).await.unwrap();
             }
         });
     }
-    assert_eq!(tasks.len(), 63);
+    assert_eq!((clones.len(), tasks.len()), (0, 64));
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }

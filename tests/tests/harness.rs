@@ -1,5 +1,7 @@
 //! The harness itself: what the other suites take for granted
 
+#![cfg(unix)]
+
 use std::time::{Duration, Instant};
 
 use callsign::instance::Address;

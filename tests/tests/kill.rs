@@ -1,5 +1,7 @@
 //! Servers that are killed, started again, told to stop and replaced, under load
 
+#![cfg(unix)]
+
 use std::time::{Duration, Instant};
 
 use callsign::{EndpointState, Etcd, EtcdChannel, EtcdOptions};
@@ -10,7 +12,7 @@ use callsign_tests::{
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
     process::Process,
-    real,
+    real, wait,
 };
 use tokio::time::{sleep, sleep_until};
 
@@ -78,6 +80,27 @@ async fn a_killed_server_costs_a_few_calls_in_flight_and_has_its_share_again_a_s
     assert!(share >= 0.25, "share of the restarted server in seconds 1 to 4: {share}");
     let before = load.share(&at, load.calls[0].started, killed);
     assert!((0.25..0.75).contains(&before), "share before: {before}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_long_away_is_dialled_as_soon_as_it_has_registered_anew() {
+    let Some(etcd) = real::etcd().await else { return };
+    let first = greeter!().register(SERVICE, &etcd.endpoint()).ttl(Duration::from_secs(60));
+    let (mut one, two) = (first.start().await, start(&etcd).await);
+    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    let (_channel, log) = connect(&etcd, [&one, &two]).await;
+
+    let killed = Instant::now();
+    one.kill9();
+    // After waits of about 1, 1.6, 2.6 and 4.1 s begins one of 5.2 s at least.
+    let fifth = wait::until("five attempts have failed", Duration::from_secs(30), || {
+        let states = log.states(&one.address(), killed);
+        states.iter().filter(|(_, state)| *state == EndpointState::Backoff).nth(4).map(|(at, _)| *at)
+    })
+    .await;
+    let again = greeter!().listen(&one.address()).register(SERVICE, &etcd.endpoint()).start().await;
+    let ready = log.until(&again.address(), EndpointState::Ready, fifth, 2 * BOUND).await;
+    assert!(ready - fifth < Duration::from_secs(5), "not by its own clock: {:?}", ready - fifth);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,7 @@
 //! Servers that send their clients away every 200 ms
 
+#![cfg(unix)]
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

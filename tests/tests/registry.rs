@@ -1,5 +1,7 @@
 //! What etcd shows is what lives
 
+#![cfg(unix)]
+
 use std::time::Duration;
 
 use callsign::{Etcd, EtcdOptions, Registration};

@@ -1,5 +1,7 @@
 //! How calls spread over equal servers
 
+#![cfg(unix)]
+
 use std::time::Duration;
 
 use callsign::EndpointAddress;

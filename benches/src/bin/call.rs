@@ -1,8 +1,9 @@
 //! Client CPU per call and throughput: callsign beside tonic's `Channel` and `balance_list`, over four endpoints
 //!
-//! Servers run in a process of their own. First pinned, servers to one core and a client with one worker thread to the
-//! other, so that the spread stays small; then unpinned, with two worker threads. All variants take turns within each
-//! round; the medians over the rounds are printed.
+//! Servers run in a process of their own. First pinned, servers to one core and a client with one worker thread to
+//! another, so that the spread stays small; then unpinned, with two worker threads. All variants take turns within each
+//! round; the medians over the rounds are printed. Where processes cannot be pinned, the first part runs unpinned and
+//! says so.
 
 use std::{
     error::Error,
@@ -13,10 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    thread::{CpuSet, sched_setaffinity},
-    time::{ClockId, clock_gettime},
-};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinSet};
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, body::Body, client::GrpcService, transport};
@@ -44,9 +41,12 @@ struct Setup {
     workers: usize,
 }
 
-/// Server and client.
-const PINNED: [Setup; 2] = [Setup { cpu: Some(0), workers: 1 }, Setup { cpu: Some(1), workers: 1 }];
-const UNPINNED: [Setup; 2] = [Setup { cpu: None, workers: 2 }, Setup { cpu: None, workers: 2 }];
+impl Setup {
+    /// Server and client
+    fn both(cpus: [Option<usize>; 2], workers: usize) -> [Self; 2] {
+        cpus.map(|cpu| Self { cpu, workers })
+    }
+}
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -66,10 +66,8 @@ fn main() -> Result<()> {
 /// A runtime on the given core, "-" for any
 fn runtime(cpu: &str, workers: &str) -> Result<Runtime> {
     if cpu != "-" {
-        let mut set = CpuSet::new();
-        set.set(cpu.parse()?);
         // Threads inherit it, so it comes before the runtime's.
-        sched_setaffinity(None, &set)?;
+        cpus::pin_to(cpu.parse()?)?;
     }
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(workers.parse()?).enable_all().build()?)
 }
@@ -153,7 +151,7 @@ where
     T::Future: Send,
     T::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let (cpu, start) = (cpu_time(), Instant::now());
+    let (cpu, start) = (cpus::time(), Instant::now());
     let mut callers = JoinSet::new();
     for _ in 0..concurrency {
         let mut client = client.clone();
@@ -170,7 +168,7 @@ where
     while let Some(done) = callers.join_next().await {
         calls += done??;
     }
-    let (cpu, elapsed) = (cpu_time() - cpu, start.elapsed());
+    let (cpu, elapsed) = (cpus::time() - cpu, start.elapsed());
     let calls = f64::from(calls);
     Ok(Sample {
         variant,
@@ -180,16 +178,18 @@ where
     })
 }
 
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("below a second"))
-}
-
 /// Runs both processes, pinned and unpinned, and prints tables and figures
 fn compare(rounds: usize, millis: u64) -> Result<()> {
-    let pinned = run(&PINNED, rounds, millis)?;
-    print_table("pinned: servers on one core, client with one worker on the other", &pinned);
-    let unpinned = run(&UNPINNED, rounds.div_ceil(3), millis)?;
+    let (cpus, title) = match &cpus::ours()[..] {
+        [server, client, ..] => {
+            ([Some(*server), Some(*client)], "pinned: servers on one core, client with one worker on another")
+        }
+        [_] => ([None; 2], "NOT PINNED, this process may use one CPU only: client with one worker"),
+        [] => ([None; 2], "NOT PINNED, this system cannot: client with one worker"),
+    };
+    let pinned = run(&Setup::both(cpus, 1), rounds, millis)?;
+    print_table(title, &pinned);
+    let unpinned = run(&Setup::both([None; 2], 2), rounds.div_ceil(3), millis)?;
     print_table("unpinned: client with two workers", &unpinned);
     for (what, of) in [("cpu_ratio", micros as fn(&Sample) -> f64), ("throughput_ratio", rate)] {
         for concurrency in CONCURRENCIES {
@@ -276,5 +276,50 @@ fn print_table(title: &str, samples: &[Sample]) {
             let calls = median(samples, variant, concurrency, rate);
             println!("{variant:<14}{concurrency:>4}{:>14.2}{spread:>18}{calls:>12.0}", cpu[cpu.len() / 2]);
         }
+    }
+}
+
+/// The CPUs of this process, and its time on them
+mod cpus {
+    use std::time::Duration;
+
+    /// Those it may use; none where processes cannot be pinned
+    #[cfg(target_os = "linux")]
+    pub(super) fn ours() -> Vec<usize> {
+        use rustix::thread::{CpuSet, sched_getaffinity};
+        // A mask that cannot be read is one that cannot be narrowed.
+        let ours = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+        (0..CpuSet::MAX_CPU).filter(|cpu| ours.is_set(*cpu)).collect()
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn pin_to(cpu: usize) -> super::Result<()> {
+        use rustix::thread::{CpuSet, sched_setaffinity};
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        Ok(sched_setaffinity(None, &set)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn ours() -> Vec<usize> {
+        Vec::new()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn pin_to(_: usize) -> super::Result<()> {
+        Err("processes are pinned on Linux only".into())
+    }
+
+    #[cfg(unix)]
+    pub(super) fn time() -> Duration {
+        use rustix::time::{ClockId, clock_gettime};
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).expect("below a second"))
+    }
+
+    /// Without a clock of it, CPU per call is shown as 0 and its ratio as NaN: the throughput still tells
+    #[cfg(not(unix))]
+    pub(super) fn time() -> Duration {
+        Duration::ZERO
     }
 }

@@ -38,15 +38,44 @@ pub trait Policy: Send + Sync + 'static {
     fn pick(&self, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize>;
 }
 
-/// An endpoint that is ready, as a policy sees it
+/// An endpoint that is ready, as a policy sees it: to be read, not to be changed
 #[derive(Clone, Debug)]
 pub struct Candidate {
+    endpoint: u64,
+    load: Arc<Load>,
+    streams: Arc<Streams>,
+}
+
+impl Candidate {
+    /// A candidate with these statistics; channels make them, and tests of policies
+    pub fn new(endpoint: u64, load: Arc<Load>, streams: Arc<Streams>) -> Self {
+        Self { endpoint, load, streams }
+    }
+
     /// Number of the endpoint, unique within its channel and never used again
-    pub endpoint: u64,
-    /// Its load statistics
-    pub load: Arc<Load>,
-    /// The streams of its connection
-    pub streams: Arc<Streams>,
+    pub fn endpoint(&self) -> u64 {
+        self.endpoint
+    }
+
+    /// Calls in flight to it, streams included
+    pub fn in_flight(&self) -> u32 {
+        self.load.in_flight()
+    }
+
+    /// Calls sent to it since it is known
+    pub fn started(&self) -> u64 {
+        self.load.started()
+    }
+
+    /// Whether its connection allows one more stream now
+    pub fn has_room(&self) -> bool {
+        self.streams.has_room()
+    }
+
+    /// Whether its connection takes new streams at all
+    pub fn is_open(&self) -> bool {
+        self.streams.limit() > 0
+    }
 }
 
 /// What a policy may know of the call that it picks for
@@ -61,6 +90,6 @@ pub struct Pick<'a> {
 impl Pick<'_> {
     /// Whether this call may go to `candidate`: its connection has room, and it is not the one to avoid
     pub fn allows(&self, candidate: &Candidate) -> bool {
-        candidate.streams.has_room() && self.avoid != Some(candidate.endpoint)
+        candidate.has_room() && self.avoid != Some(candidate.endpoint)
     }
 }

@@ -13,14 +13,14 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Takes a stream if the peer allows one more; [`close`](Self::close) gives it back
+    /// Takes a stream if the peer allows one more, and says how many were open before; [`close`](Self::close) gives it back
     #[must_use]
-    pub fn try_open(&self) -> bool {
+    pub fn try_open(&self) -> Option<u32> {
         // A count that overshoots for a moment would let a driver believe that a stream is open; hence no fetch_add.
         // Sequentially consistent: a driver that sets the limit to zero and then reads `open` either sees this stream, or
         // this caller comes too late and is refused by the connection itself.
         let room = |open| (open < self.limit.load(Ordering::SeqCst)).then_some(open + 1);
-        self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room).is_ok()
+        self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room).ok()
     }
 
     /// Gives a stream back; true if it was the last one open
@@ -56,22 +56,22 @@ mod tests {
     #[test]
     fn no_more_streams_than_the_limit() {
         let streams = Streams::default();
-        assert!(!streams.try_open(), "a connection without SETTINGS has no room");
+        assert_eq!(streams.try_open(), None, "a connection without SETTINGS has no room");
         streams.set_limit(2);
-        assert!(streams.try_open() && streams.try_open());
-        assert!(!streams.has_room() && !streams.try_open());
+        assert_eq!((streams.try_open(), streams.try_open()), (Some(0), Some(1)));
+        assert!(!streams.has_room() && streams.try_open().is_none());
         assert_eq!(streams.open(), 2);
         assert!(!streams.close());
-        assert!(streams.try_open());
+        assert_eq!(streams.try_open(), Some(1));
     }
 
     #[test]
     fn a_lowered_limit_leaves_open_streams_alone() {
         let streams = Streams::default();
         streams.set_limit(3);
-        assert!(streams.try_open() && streams.try_open());
+        assert_eq!((streams.try_open(), streams.try_open()), (Some(0), Some(1)));
         streams.set_limit(0);
-        assert!(!streams.try_open());
+        assert_eq!(streams.try_open(), None);
         assert_eq!(streams.open(), 2);
         assert!(!streams.close());
         assert!(streams.close(), "the last one says so");
@@ -87,7 +87,7 @@ mod tests {
                 scope.spawn(|| {
                     let mut held = 0;
                     for turn in 0..20_000 {
-                        if turn % 3 != 2 && streams.try_open() {
+                        if turn % 3 != 2 && streams.try_open().is_some() {
                             held += 1;
                             most.fetch_add(1, Ordering::SeqCst);
                             assert!(most.load(Ordering::SeqCst) <= 7);

@@ -68,10 +68,15 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Channel {
+    inner: Arc<Inner>,
+}
+
+/// What the clones of a channel share; each call holds it, so calls on their way finish
+struct Inner {
     shared: Arc<Shared>,
-    options: Arc<CallOptions>,
+    options: CallOptions,
     /// Dropped with the last clone, which ends the pool.
-    _used: Arc<oneshot::Sender<Never>>,
+    _used: oneshot::Sender<Never>,
 }
 
 /// What no one ever sends.
@@ -90,25 +95,26 @@ impl Channel {
 
     /// Every endpoint with its state and statistics
     pub fn endpoints(&self) -> Vec<EndpointInfo> {
-        self.shared.endpoints()
+        self.inner.shared.endpoints()
     }
 
     /// The changes of endpoints' states, beginning with what they are now
     pub fn updates(&self) -> Updates {
-        Updates::new(&self.shared)
+        Updates::new(&self.inner.shared)
     }
 
     /// Waits until an endpoint is ready
     ///
-    /// No call needs it: calls wait by themselves. It is for those who want to start with a channel that works.
+    /// No call needs it: calls wait by themselves. It is for those who want to start with a channel that works. Returns
+    /// also when the runtime that the channel was made in has ended; calls then fail.
     pub async fn until_ready(&self) {
-        self.shared.until_ready().await;
+        self.inner.shared.until_ready().await;
     }
 }
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channel").field("service", &self.shared.service()).finish_non_exhaustive()
+        f.debug_struct("Channel").field("service", &self.inner.shared.service()).finish_non_exhaustive()
     }
 }
 
@@ -123,12 +129,7 @@ impl Service<Request<Body>> for Channel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The call keeps the channel: dropping the last clone lets calls on their way finish.
-        let Self { shared, options, _used: used } = self.clone();
-        Box::pin(async move {
-            let _used = used;
-            call::call(shared, options, request).await
-        })
+        Box::pin(call::call(Arc::clone(&self.inner), request))
     }
 }
 
@@ -237,7 +238,7 @@ impl Settings {
         let (used, unused) = oneshot::channel();
         let pool = Pool::new(discover, EndpointConfig { connection, authority }, Arc::clone(&shared));
         tokio::spawn(pool.run(unused));
-        Ok(Channel { shared, options: Arc::new(options), _used: Arc::new(used) })
+        Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }
 }
 

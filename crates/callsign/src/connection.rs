@@ -78,7 +78,10 @@ async fn dial(address: &Address) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect((address.host(), address.port())).await?;
     tcp.set_nodelay(true)?;
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    if let Err(error) = socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT)) {
+        // Some sandboxes refuse it. Calls are watched by pings all the same.
+        tracing::trace!(%address, %error, "no TCP_USER_TIMEOUT");
+    }
     Ok(tcp)
 }
 
@@ -221,7 +224,12 @@ impl Sender {
 
     /// Takes a stream, if the peer allows one more
     pub(crate) fn try_open(&self) -> Option<OpenStream> {
-        self.shared.streams.try_open().then(|| OpenStream { shared: Arc::clone(&self.shared) })
+        let before = self.shared.streams.try_open()?;
+        if before == 0 {
+            // h2 wakes nobody while its output is blocked, but the driver must begin to watch the peer.
+            self.shared.waker.wake();
+        }
+        Some(OpenStream { shared: Arc::clone(&self.shared) })
     }
 }
 
@@ -337,10 +345,6 @@ impl Shared {
         // and a new handle knows of no stream to wait for.
         let mut send = self.outbox().open().ok_or(SendError::NotSent)?;
         let opened = send.send_request(call.head(), call.is_empty());
-        if self.streams.open() == 1 {
-            // h2 wakes nobody while its output is blocked, but the driver must begin to watch the peer.
-            self.waker.wake();
-        }
         // Connection or request: only a connection that is finished says so again.
         opened.map_err(|error| match poll_now(&mut send) {
             Poll::Ready(Err(closed)) => {

@@ -6,12 +6,12 @@ use callsign_core::{backoff::Backoff, load::Load};
 use http::uri::Authority;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    task::JoinHandle,
+    task::JoinSet,
     time::{Instant, sleep_until},
 };
 
 use crate::{
-    connection::{self, Closed, Connection, Sender},
+    connection::{self, Closed, Sender},
     instance::Address,
 };
 
@@ -120,7 +120,9 @@ pub(crate) fn spawn(
 ) -> Handle {
     let (handle, removed) = oneshot::channel();
     let renewed = Arc::new(Notify::new());
-    let worker = Worker { endpoint, config, events, renewed: Arc::clone(&renewed), failures: 0 };
+    let renewed_too = Arc::clone(&renewed);
+    let worker =
+        Worker { endpoint, config, events, renewed: renewed_too, failures: 0, drivers: JoinSet::new() };
     tokio::spawn(worker.run(removed));
     Handle { renewed, _removed: handle }
 }
@@ -138,38 +140,35 @@ struct Worker {
     renewed: Arc<Notify>,
     /// Attempts that failed in a row.
     failures: u32,
+    /// Of the present connection, and of those that still drain.
+    drivers: JoinSet<()>,
 }
 
 impl Worker {
     async fn run(mut self, mut removed: oneshot::Receiver<Never>) {
-        let mut drained = None;
         tokio::select! {
             biased;
             _ = &mut removed => {}
-            _ = self.keep_connected(&mut drained) => {}
+            // Dropped with the connection in it, which drains.
+            never = self.keep_connected() => match never {},
         }
         self.report(EndpointState::Draining, None, None);
-        if let Some((connection, driver)) = drained {
-            drop::<Connection>(connection);
-            // The driver ends when the last call has, or with its runtime.
-            let _ = driver.await;
-        }
+        // A driver ends when its connection's last call has.
+        while self.drivers.join_next().await.is_some() {}
         self.report(EndpointState::Gone, None, None);
     }
 
-    /// Connects for ever; the present connection stands in `current`, for whoever stops this
-    async fn keep_connected(&mut self, current: &mut Option<(Connection, JoinHandle<()>)>) {
+    async fn keep_connected(&mut self) -> Never {
         self.report(EndpointState::Connecting, None, None);
         loop {
             let started = Instant::now();
             let cause = match connection::connect(&self.endpoint.address, &self.config).await {
                 Ok((connection, driver)) => {
-                    let sender = connection.sender().clone();
-                    let (connection, _) = current.insert((connection, tokio::spawn(driver)));
-                    self.report(EndpointState::Ready, Some(sender), None);
+                    while self.drivers.try_join_next().is_some() {}
+                    self.drivers.spawn(driver);
+                    self.report(EndpointState::Ready, Some(connection.sender().clone()), None);
                     let closed = connection.closed().await;
                     let useless = started.elapsed() < SHORT_LIVED && !connection.has_answered();
-                    *current = None;
                     self.on_closed(closed, useless)
                 }
                 Err(error) => {

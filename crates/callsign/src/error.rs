@@ -53,6 +53,11 @@ pub(crate) fn deadline_exceeded_reading(address: &Address) -> Status {
     Status::deadline_exceeded(format!("{address}: the response did not end within the deadline"))
 }
 
+/// No endpoint was ready in time
+pub(crate) fn none_ready(why: String) -> Status {
+    Status::unavailable(why)
+}
+
 /// The queue of calls that wait for an endpoint is full
 pub(crate) fn too_many_waiting(service: &str) -> Status {
     Status::unavailable(format!("{service}: too many calls wait for an endpoint"))

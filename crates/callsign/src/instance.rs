@@ -20,7 +20,6 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 pub struct Address {
     /// `host:port`, brackets included: what `Display` shows.
     authority: Arc<str>,
-    host: Arc<str>,
     port: u16,
     https: bool,
 }
@@ -49,12 +48,13 @@ impl Address {
                 format!("{host}:{port}")
             }
         };
-        Ok(Self { authority: authority.into(), host: host.into(), port, https: false })
+        Ok(Self { authority: authority.into(), port, https: false })
     }
 
     /// The host, without brackets
     pub fn host(&self) -> &str {
-        &self.host
+        let host = self.authority.rsplit_once(':').map_or("", |(host, _)| host);
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
     }
 
     /// The port, never 0
@@ -94,8 +94,7 @@ impl From<std::net::SocketAddr> for Address {
     ///
     /// A port of 0 stays 0: such an address is good for nothing but a message.
     fn from(socket: std::net::SocketAddr) -> Self {
-        let host = socket.ip().to_string();
-        Self { authority: socket.to_string().into(), host: host.into(), port: socket.port(), https: false }
+        Self { authority: socket.to_string().into(), port: socket.port(), https: false }
     }
 }
 

@@ -11,13 +11,33 @@ use crate::{Result, program};
 
 /// Runs cargo with `PROTOC` set and fails if it does
 pub(crate) fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result {
+    let (mut cargo, line) = command(arguments)?;
+    let status = cargo.status().map_err(|error| format!("`{line}` does not start: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
+}
+
+/// The same for a program that a person stops: this process becomes cargo, so ctrl-c is the program's affair alone
+#[cfg(unix)]
+pub(crate) fn hand_over<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result {
+    use std::os::unix::process::CommandExt;
+
+    let (mut cargo, line) = command(arguments)?;
+    Err(format!("`{line}` does not start: {}", cargo.exec()).into())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn hand_over<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result {
+    run(arguments)
+}
+
+/// Cargo with `PROTOC` set, and its line, which was shown
+fn command<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result<(Command, String)> {
     // `CARGO` is the cargo that runs us: the same toolchain.
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     cargo.args(arguments).env("PROTOC", program::protoc()?);
     let line = shown(&cargo);
     eprintln!("$ {line}");
-    let status = cargo.status().map_err(|error| format!("`{line}` does not start: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
+    Ok((cargo, line))
 }
 
 /// A program that `cargo build` has put beside this one

@@ -98,7 +98,7 @@ impl Stage<'_> {
         }
         match self.family.wait(client, deadline) {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(format!("the demo failed (client: {status})").into()),
+            Some(status) => Err(format!("the demo failed (client: {status}; etcd: {})", self.hosts).into()),
             None => Err("the client closed its output and does not end".into()),
         }
     }

@@ -2,8 +2,8 @@
 
 use std::{
     env, fs,
-    io::{Read, Write},
-    net::TcpStream,
+    io::{self, Read, Write},
+    net::{TcpStream, ToSocketAddrs},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -26,19 +26,23 @@ pub(crate) enum Etcd {
 
 const MISSING: &str = "\
 no etcd found. Either
-  - install one, so that `etcd` is on PATH (Debian, Ubuntu: apt-get install etcd-server; macOS: brew install etcd), or
+  - install one, so that `etcd` is on PATH (Debian, Ubuntu: apt-get install etcd-server etcd-client;
+    macOS: brew install etcd), or
   - name a running cluster: CALLSIGN_ETCD=127.0.0.1:2379 cargo xtask demo";
 
 /// Loading a dozen megabytes from a cold disk and electing itself takes a second or two.
 const START: Duration = Duration::from_secs(5);
 
 impl Etcd {
-    /// `CALLSIGN_ETCD`, else the `etcd` on PATH
+    /// `CALLSIGN_ETCD`, if it answers; where that is not set, the `etcd` on PATH
     pub(crate) fn find() -> Result<Self> {
-        match env::var("CALLSIGN_ETCD") {
-            Ok(hosts) if !hosts.trim().is_empty() => Ok(Self::Cluster(hosts)),
-            _ => program::on_path("etcd").map(Self::Program).ok_or_else(|| MISSING.into()),
+        let hosts = env::var_os("CALLSIGN_ETCD").unwrap_or_default();
+        let hosts = hosts.into_string().map_err(|hosts| format!("CALLSIGN_ETCD={hosts:?} is not UTF-8"))?;
+        if listed(&hosts).next().is_none() {
+            return program::on_path("etcd").map(Self::Program).ok_or_else(|| MISSING.into());
         }
+        probe(&hosts)?;
+        Ok(Self::Cluster(hosts))
     }
 
     /// Its hosts, once it answers
@@ -50,6 +54,28 @@ impl Etcd {
     }
 }
 
+/// Empty items count for nothing, as in the library
+fn listed(hosts: &str) -> impl Iterator<Item = &str> {
+    hosts.split(',').map(str::trim).filter(|host| !host.is_empty())
+}
+
+/// Whether one of the hosts is an etcd that works: a demo without would only say that no server came
+fn probe(hosts: &str) -> Result {
+    let mut causes = Vec::new();
+    for host in listed(hosts) {
+        match ask(host.strip_prefix("http://").unwrap_or(host)) {
+            Ok(answer) if is_healthy(&answer) => return Ok(()),
+            Ok(_) => causes.push(format!("\n  {host}: answers, but not as a healthy etcd does")),
+            // What a read timeout is called depends on the system.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                causes.push(format!("\n  {host}: no answer"));
+            }
+            Err(error) => causes.push(format!("\n  {host}: {error}")),
+        }
+    }
+    Err(format!("no etcd answers at CALLSIGN_ETCD={hosts}:{}", causes.concat()).into())
+}
+
 fn start(program: &Path, family: &mut Family) -> Result<String> {
     let ports = ports::free(2)?;
     let [client, peer] = [ports[0], ports[1]].map(|port| format!("http://127.0.0.1:{port}"));
@@ -59,16 +85,17 @@ fn start(program: &Path, family: &mut Family) -> Result<String> {
     command.arg("--listen-peer-urls").arg(&peer).arg("--initial-advertise-peer-urls").arg(&peer);
     command.arg(format!("--initial-cluster=etcd={peer}"));
     let id = family.spawn("etcd", &mut command)?;
-    wait(family, id, ports[0])?;
-    Ok(format!("127.0.0.1:{}", ports[0]))
+    let host = format!("127.0.0.1:{}", ports[0]);
+    wait(family, id, &host)?;
+    Ok(host)
 }
 
-fn wait(family: &mut Family, id: Id, port: u16) -> Result {
+fn wait(family: &mut Family, id: Id, host: &str) -> Result {
     let mut ended = false;
     let deadline = Instant::now() + START;
     let settled = until(deadline, || {
         ended = family.child(id).is_none_or(|etcd| !matches!(etcd.try_wait(), Ok(None)));
-        ended || is_healthy(port)
+        ended || ask(host).is_ok_and(|answer| is_healthy(&answer))
     });
     if settled && !ended {
         return Ok(());
@@ -80,17 +107,20 @@ fn wait(family: &mut Family, id: Id, port: u16) -> Result {
     Err(format!("etcd {why}; its last words:\n  {tail}").into())
 }
 
-/// Whether etcd has a leader and takes writes, by its own word
-fn is_healthy(port: u16) -> bool {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.contains(r#""health":"true""#))
+/// What `host:port` says of its health
+fn ask(host: &str) -> io::Result<String> {
+    let address = host.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Whether that is an etcd that has a leader and takes writes
+fn is_healthy(answer: &str) -> bool {
+    answer.contains(r#""health":"true""#)
 }
 
 #[cfg(all(test, unix))]
@@ -98,6 +128,17 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::test;
+
+    #[test]
+    fn a_cluster_where_nobody_answers_is_named_with_the_cause() {
+        // The kernel accepts for it, and nobody answers.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mute = listener.local_addr().unwrap();
+        let error = probe(&format!("http://{mute}, no-port")).unwrap_err().to_string();
+        assert!(error.starts_with("no etcd answers at CALLSIGN_ETCD="), "{error}");
+        assert!(error.contains(&format!("{mute}: no answer")) && error.contains("no-port: "), "{error}");
+    }
 
     #[test]
     fn an_etcd_that_ends_at_once_is_reported_with_its_last_words() {
@@ -111,9 +152,12 @@ mod tests {
 
     #[test]
     fn an_etcd_on_path_starts_and_answers() {
-        let Some(program) = program::on_path("etcd") else { return };
+        let Some(program) = program::on_path("etcd") else {
+            assert!(!test::is_etcd_required(), "no etcd on PATH, and CALLSIGN_REQUIRE_ETCD=1");
+            return eprintln!("skipped: it needs etcd on PATH");
+        };
         let mut family = Family::new("xtask-test").unwrap();
         let hosts = Etcd::Program(program).start(&mut family).unwrap();
-        assert!(TcpStream::connect(hosts).is_ok());
+        probe(&hosts).unwrap();
     }
 }

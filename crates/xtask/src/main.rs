@@ -1,7 +1,7 @@
 //! The project's own tasks, run as `cargo xtask TASK`
 //!
-//! Needs nothing but cargo: it links no crate of the workspace, brings a `protoc` if there is none, and runs everything
-//! else through cargo.
+//! It builds with cargo alone: it links no crate of the workspace, brings a `protoc` if there is none, and runs everything
+//! else through cargo. What it runs may need more: the demo an etcd.
 
 mod bench;
 mod cargo;
@@ -11,6 +11,7 @@ mod family;
 mod ports;
 mod program;
 mod reaper;
+mod run;
 mod test;
 
 use std::{error::Error, ffi::OsString, process::ExitCode};
@@ -21,8 +22,9 @@ const USAGE: &str = "\
 usage: cargo xtask TASK
 
   demo                  two greeting servers, one balanced channel, one SIGKILL: about 12 s on real processes
+  run BIN [ARGUMENTS]   one of the examples; without a name: the list of them
   test [CARGO TEST ARGUMENTS]
-                        the whole suite; CALLSIGN_REQUIRE_ETCD=1 makes a missing etcd an error
+                        the whole suite; CALLSIGN_REQUIRE_ETCD=1 makes a missing etcd or etcdctl an error
   bench NAME [--quick]  one measurement; without a name: the list of them
 
 Environment:
@@ -57,6 +59,7 @@ fn run() -> Result {
     match task.to_str() {
         Some("demo") if rest.is_empty() => demo::run(),
         Some("demo") => Err("demo takes no arguments".into()),
+        Some("run") => run::run(&rest),
         Some("test") => test::run(&rest),
         Some("bench") => bench::run(rest),
         _ => Err(format!("no task {}\n\n{USAGE}", task.display()).into()),

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the whole suite
 
-use std::{env, ffi::OsString, process::Command};
+use std::{env, ffi::OsString, path::Path, process::Command};
 
 use crate::{Result, cargo, program};
 
@@ -24,26 +24,41 @@ fn chooses_packages(argument: &str) -> bool {
 
 /// Says which etcd the suites will find
 ///
-/// They pause, kill and restart it, so only a program will do, not a cluster.
+/// They pause, kill and restart it, so only a program will do, not a cluster; and they look into it with `etcdctl`.
 fn report_etcd() -> Result {
-    let required = env::var_os("CALLSIGN_REQUIRE_ETCD").is_some_and(|value| value == "1");
-    match program::on_path("etcd") {
-        Some(etcd) => {
-            let version = Command::new(&etcd).arg("--version").output()?.stdout;
-            let version = String::from_utf8_lossy(&version);
-            println!(
-                "real etcd: {}, {}",
-                etcd.display(),
-                version.lines().next().unwrap_or("unknown version")
-            );
-            Ok(())
+    let found = ["etcd", "etcdctl"].map(program::on_path);
+    let missing = missing(found.each_ref().map(Option::is_some));
+    match (found, missing) {
+        ([Some(etcd), _], None) => println!("real etcd: {}, {}", etcd.display(), version(&etcd)?),
+        (_, Some(missing)) if is_etcd_required() => {
+            return Err(format!("CALLSIGN_REQUIRE_ETCD=1, but there is no {missing} on PATH").into());
         }
-        None if required => Err("CALLSIGN_REQUIRE_ETCD=1, but there is no `etcd` on PATH".into()),
-        None => {
-            println!("real etcd: none on PATH; the suites that need one are skipped, and say so");
-            Ok(())
+        (_, missing) => {
+            let missing = missing.unwrap_or("etcd");
+            println!("real etcd: no {missing} on PATH; the suites that need one are skipped, and say so");
         }
     }
+    Ok(())
+}
+
+/// Which of `etcd` and `etcdctl` is not there
+fn missing(found: [bool; 2]) -> Option<&'static str> {
+    match found {
+        [true, true] => None,
+        [true, false] => Some("etcdctl"),
+        [false, true] => Some("etcd"),
+        [false, false] => Some("etcd and etcdctl"),
+    }
+}
+
+fn version(etcd: &Path) -> Result<String> {
+    let output = Command::new(etcd).arg("--version").output()?.stdout;
+    Ok(String::from_utf8_lossy(&output).lines().next().unwrap_or("unknown version").to_owned())
+}
+
+/// Whether a missing etcd is an error
+pub(crate) fn is_etcd_required() -> bool {
+    env::var_os("CALLSIGN_REQUIRE_ETCD").is_some_and(|value| value == "1")
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //!     cargo run -p callsign-examples --bin hello_client -- --service hello.rpc --rate 5
 //!
+//! (without a `protoc`: `cargo xtask run hello_client --service hello.rpc --rate 5`)
+//!
 //! etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379. Start and stop servers
 //! while it runs; ctrl-c ends it.
 
@@ -11,10 +13,13 @@ use callsign::EtcdChannel;
 use callsign_examples::pb::{HelloRequest, greeter_client::GreeterClient};
 use lexopt::prelude::*;
 use tonic::Request;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt::init();
+    // Changes of state are logged; RUST_LOG asks for more or less.
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).init();
     let Options { service, name, rate } = Options::from_command_line()?;
 
     // A channel is cheap to clone, and so is the generated client on top of it.

@@ -2,6 +2,8 @@
 //!
 //!     cargo run -p callsign-examples --bin hello_server -- --listen 127.0.0.1:9090 --service hello.rpc
 //!
+//! (without a `protoc`: `cargo xtask run hello_server --listen 127.0.0.1:9090 --service hello.rpc`)
+//!
 //! etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379. Start several of them on
 //! different ports; ctrl-c takes one away without losing a call.
 
@@ -14,6 +16,7 @@ use callsign_examples::pb::{
 };
 use lexopt::prelude::*;
 use tonic::{Request, Response, Status, transport::Server};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 /// The service's own code knows nothing of etcd
 struct Hello;
@@ -31,9 +34,10 @@ impl Greeter for Hello {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt::init();
+    // Changes of state are logged, the address among them; RUST_LOG asks for more or less.
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).init();
     let Options { listen, service } = Options::from_command_line()?;
-    println!("{service} on {listen}");
 
     // Registers once it serves; ctrl-c or SIGTERM deregisters, drains and stops.
     Server::builder().add_service(GreeterServer::new(Hello)).serve_registered(service, listen).await?;

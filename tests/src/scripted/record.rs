@@ -13,6 +13,8 @@ struct State {
     calls: Vec<Taken>,
     /// The last stream id of the GOAWAY sent on a connection
     goaways: Vec<(usize, u32)>,
+    /// The connection of each SETTINGS frame that the client has applied
+    applied: Vec<usize>,
 }
 
 /// One stream that came in
@@ -94,6 +96,18 @@ impl Record {
             }
             changes.changed().await.expect("the record holds the sender");
         }
+    }
+
+    /// Waits until the client has applied so many SETTINGS frames on a connection
+    pub(super) async fn until_applied(&self, connection: usize, frames: usize) {
+        let applied = |state: &State| state.applied.iter().filter(|at| **at == connection).count();
+        let mut changes = self.0.subscribe();
+        let met = changes.wait_for(|state| applied(state) >= frames).await;
+        met.expect("the record holds the sender");
+    }
+
+    pub(super) fn on_applied(&self, connection: usize) {
+        self.0.send_modify(|state| state.applied.push(connection));
     }
 
     pub(super) fn on_headers(&self, connection: usize, stream: u32, ended: bool) {

@@ -28,7 +28,7 @@ impl Policy for P2c {
         let second = (first + 1 + call.random.usize(..count - 1)) % count;
         match (call.allows(&candidates[first]), call.allows(&candidates[second])) {
             (true, true) => {
-                let fewer = candidates[second].load.in_flight() < candidates[first].load.in_flight();
+                let fewer = candidates[second].in_flight() < candidates[first].in_flight();
                 Some(if fewer { second } else { first })
             }
             (true, false) => Some(first),
@@ -52,7 +52,7 @@ mod tests {
         let ready = |endpoint| {
             let streams = Arc::new(Streams::default());
             streams.set_limit(100);
-            Candidate { endpoint, load: Arc::new(Load::default()), streams }
+            Candidate::new(endpoint, Arc::new(Load::default()), streams)
         };
         (0..count).map(ready).collect()
     }

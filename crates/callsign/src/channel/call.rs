@@ -16,8 +16,8 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Status, body::Body};
 
 use super::{
-    CallOptions, EndpointAddress, WaitForReady,
-    shared::{Picked, Shared},
+    CallOptions, EndpointAddress, Inner, WaitForReady,
+    shared::{Picked, Shared, far},
 };
 use crate::{
     connection::{Incoming, SendError},
@@ -27,23 +27,15 @@ use crate::{
 };
 
 /// Sends `request` to whichever endpoint takes it, and sends it again where that is safe
-pub(super) async fn call(
-    shared: Arc<Shared>,
-    options: Arc<CallOptions>,
-    request: Request<Body>,
-) -> Result<Response<Body>, Status> {
-    let started = Instant::now();
-    let told = grpc_timeout(request.headers()).map(|timeout| Told { timeout, deadline: started + timeout });
-    let own = options.timeout(request.uri().path()).map(|timeout| started + timeout);
-    let mut call = Call::new(request, told, &options);
-    let Some(deadline) = told.map(|told| told.deadline).into_iter().chain(own).min() else {
-        return call.run(&shared).await;
-    };
-    match timeout_at(deadline, call.run(&shared)).await {
+pub(super) async fn call(channel: Arc<Inner>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let Inner { shared, options, .. } = &*channel;
+    let told = grpc_timeout(request.headers());
+    let timeout = told.into_iter().chain(options.timeout(request.uri().path())).min();
+    let mut call = Call::new(request, told, options);
+    let Some(timeout) = timeout else { return call.run(shared).await };
+    match timeout_at(far(Instant::now(), timeout), call.run(shared)).await {
         Ok(result) => result,
-        Err(_) => {
-            Err(error::deadline_exceeded(shared.service(), deadline - started, call.sent_to.as_deref()))
-        }
+        Err(_) => Err(error::deadline_exceeded(shared.service(), timeout, call.sent_to.as_deref())),
     }
 }
 
@@ -67,7 +59,8 @@ struct Call {
 }
 
 impl Call {
-    fn new(mut request: Request<Body>, told: Option<Told>, options: &CallOptions) -> Self {
+    fn new(mut request: Request<Body>, told: Option<Duration>, options: &CallOptions) -> Self {
+        let told = told.map(|timeout| Told { timeout, deadline: far(Instant::now(), timeout) });
         let wait_for_ready = request.extensions_mut().remove::<WaitForReady>().is_some();
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
         Self { outgoing: Outgoing::new(request), wait_for_ready, told, sent_to: None }
@@ -78,18 +71,18 @@ impl Call {
         let mut refused = false;
         loop {
             let Picked { in_flight, stream } = shared.pick(avoid, self.wait_for_ready).await?;
-            let endpoint = Arc::clone(in_flight.endpoint());
+            let endpoint = in_flight.endpoint();
             avoid = Some(endpoint.number);
-            self.address_to(&endpoint)?;
-            self.sent_to = Some(Arc::clone(&endpoint));
+            self.address_to(endpoint)?;
+            self.sent_to = Some(Arc::clone(endpoint));
             match stream.send(&mut self.outgoing).await {
                 Ok(response) => return Ok(self.respond(response, in_flight)),
-                Err(SendError::NotSent) => {}
+                Err(SendError::NotSent) => self.sent_to = None,
                 // The server's library refused it, unseen by the application: once more (gRFC A6).
                 Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => refused = true,
                 Err(SendError::Refused(status) | SendError::Failed(status)) => return Err(status),
             }
-            tracing::debug!(endpoint = %endpoint.address, refused, "call not taken, sent again");
+            tracing::debug!(endpoint = %in_flight.endpoint().address, refused, "call not taken, sent again");
         }
     }
 

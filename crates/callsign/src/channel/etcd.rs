@@ -169,7 +169,7 @@ impl EtcdChannelBuilder {
         match tokio::time::timeout(timeout, channel.until_ready()).await {
             Ok(()) => Ok(channel),
             Err(_) => {
-                let cause = channel.channel.shared.why_unready();
+                let cause = channel.channel.inner.shared.why_unready();
                 Err(ConnectError::NotReady(format!("{cause} (waited {timeout:?}{place})")))
             }
         }
@@ -202,7 +202,7 @@ impl EtcdChannelBuilder {
             _ if hosts.is_empty() => Etcd::connect_lazy(EtcdOptions::from_env())?,
             _ => Etcd::connect_lazy(EtcdOptions::new(hosts))?,
         };
-        let place = format!(" for etcd at {}", Hosts(etcd.hosts()));
+        let place = format!(", etcd at {}", Hosts(etcd.hosts()));
         let discover = EtcdDiscover::new(&etcd, service.as_str())?;
         let state = discover.state();
         settings.missing_list = Box::new(move || state.borrow().missing_list());

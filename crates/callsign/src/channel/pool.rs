@@ -1,7 +1,7 @@
 //! The task behind a channel: follows discovery, keeps endpoints, publishes who is ready
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::{Future, poll_fn},
     hash::Hash,
     pin::Pin,
@@ -137,7 +137,11 @@ where
         shared.publish(book);
     }
 
-    fn insert(&mut self, key: D::Key, instance: Instance, entries: &mut Vec<Entry>) {
+    fn insert(&mut self, key: D::Key, instance: Instance, entries: &mut BTreeMap<u64, Entry>) {
+        if instance.address.is_https() {
+            // Going on in plaintext would be a silent downgrade.
+            return tracing::warn!(address = %instance.address, "TLS is not supported yet: instance skipped");
+        }
         match self.handles.get(&key) {
             Some((address, handle)) if *address == instance.address => return handle.renew(),
             // Another address under the same key is another endpoint; the old one drains when its handle is replaced.
@@ -157,7 +161,7 @@ where
         self.next_number += 1;
         let address = instance.address.clone();
         let endpoint = Arc::new(Endpoint { number, address, authority, load: Arc::new(Load::default()) });
-        entries.push(Entry::new(Arc::clone(&endpoint)));
+        entries.insert(number, Entry::new(Arc::clone(&endpoint)));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), self.reporter.clone());
         self.handles.insert(key, (instance.address, handle));
     }

@@ -1,6 +1,7 @@
 //! What calls, the pool and those who look on share
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +11,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use callsign_core::policy::{Candidate, Pick, Policy};
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, timeout_at},
+};
 use tonic::Status;
 
 use super::view::{EndpointInfo, EndpointUpdate};
@@ -47,7 +51,8 @@ struct Ready {
 /// Every endpoint of the channel, and what is to be told of them
 #[derive(Default)]
 pub(super) struct Book {
-    pub(super) entries: Vec<Entry>,
+    /// By number.
+    pub(super) entries: BTreeMap<u64, Entry>,
     untold: Vec<EndpointUpdate>,
 }
 
@@ -60,10 +65,7 @@ pub(super) struct Entry {
 
 impl Book {
     pub(super) fn on_event(&mut self, event: Event) {
-        let Some(at) = self.entries.iter().position(|entry| entry.endpoint.number == event.endpoint) else {
-            return;
-        };
-        let entry = &mut self.entries[at];
+        let Some(entry) = self.entries.get_mut(&event.endpoint) else { return };
         entry.state = event.state;
         entry.sender = event.sender;
         entry.cause = event.cause.or_else(|| entry.cause.take());
@@ -71,7 +73,7 @@ impl Book {
         tracing::debug!(endpoint = %update.address, state = %update.state, cause = ?update.cause, "endpoint");
         self.untold.push(update);
         if event.state == EndpointState::Gone {
-            self.entries.remove(at);
+            self.entries.remove(&event.endpoint);
         }
     }
 }
@@ -144,13 +146,10 @@ impl Shared {
     /// In this order: once a listener knows that an endpoint is lost, no call picks it any more.
     pub(super) fn publish(&self, mut book: MutexGuard<'_, Book>) {
         let mut ready = Ready::default();
-        for entry in &book.entries {
+        for entry in book.entries.values() {
             let Some(sender) = &entry.sender else { continue };
-            ready.candidates.push(Candidate {
-                endpoint: entry.endpoint.number,
-                load: Arc::clone(&entry.endpoint.load),
-                streams: Arc::clone(sender.streams()),
-            });
+            let (load, streams) = (Arc::clone(&entry.endpoint.load), Arc::clone(sender.streams()));
+            ready.candidates.push(Candidate::new(entry.endpoint.number, load, streams));
             ready.targets.push((Arc::clone(&entry.endpoint), sender.clone()));
         }
         self.ready.store(Arc::new(ready));
@@ -171,11 +170,11 @@ impl Shared {
     /// The present state of each endpoint, and all changes from then on
     pub(super) fn watch(&self) -> (Vec<EndpointUpdate>, broadcast::Receiver<EndpointUpdate>) {
         let book = self.book();
-        (book.entries.iter().map(Entry::update).collect(), self.updates.subscribe())
+        (book.entries.values().map(Entry::update).collect(), self.updates.subscribe())
     }
 
     pub(super) fn endpoints(&self) -> Vec<EndpointInfo> {
-        self.book().entries.iter().map(Entry::info).collect()
+        self.book().entries.values().map(Entry::info).collect()
     }
 
     /// Picks an endpoint, waiting for one if need be; `avoid` has just handed the call back
@@ -202,8 +201,8 @@ impl Shared {
                     return Err(error::channel_ended(&self.service));
                 }
                 Err(Unpicked::NoneReady) if !wait_for_ready => {
-                    let at = *give_up.get_or_insert_with(|| Instant::now() + self.pick_timeout);
-                    if tokio::time::timeout_at(at, notified).await.is_err() {
+                    let at = *give_up.get_or_insert_with(|| far(Instant::now(), self.pick_timeout));
+                    if timeout_at(at, notified).await.is_err() {
                         return Err(self.unavailable());
                     }
                 }
@@ -224,7 +223,7 @@ impl Shared {
             self.pick_from(&ready, avoid).or_else(|| avoid.and_then(|_| self.pick_from(&ready, None)));
         picked.ok_or_else(|| {
             // A connection that takes no more streams is lost already, only not yet published as such.
-            let open = ready.candidates.iter().any(|candidate| candidate.streams.limit() > 0);
+            let open = ready.candidates.iter().any(Candidate::is_open);
             if open { Unpicked::AllFull } else { Unpicked::NoneReady }
         })
     }
@@ -247,12 +246,12 @@ impl Shared {
         None
     }
 
-    /// Waits until an endpoint is ready
+    /// Waits until an endpoint is ready, or none ever will be
     pub(super) async fn until_ready(&self) {
         loop {
             let mut notified = std::pin::pin!(self.waiters.news());
             notified.as_mut().enable();
-            if !self.ready.load().candidates.is_empty() {
+            if !self.ready.load().candidates.is_empty() || self.ended.load(Ordering::SeqCst) {
                 return;
             }
             notified.await;
@@ -260,7 +259,7 @@ impl Shared {
     }
 
     pub(super) fn unavailable(&self) -> Status {
-        Status::unavailable(self.why_unready())
+        error::none_ready(self.why_unready())
     }
 
     /// Why no endpoint is ready, for people
@@ -274,15 +273,23 @@ impl Shared {
                 None => format!("{service}: no instances"),
             };
         }
-        let described = book.entries.iter().take(DESCRIBED).map(|entry| {
-            let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})"));
-            format!("{} is {}{}", entry.endpoint.address, entry.state, cause.unwrap_or_default())
+        let described = book.entries.values().take(DESCRIBED).map(|entry| {
+            let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+            // Ready on the books: the connection is lost and not yet published so, or its server allows no streams.
+            let full = if entry.state == EndpointState::Ready { ", but takes no calls now" } else { "" };
+            format!("{} is {}{full}{cause}", entry.endpoint.address, entry.state)
         });
         let more =
             if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
         let described = described.collect::<Vec<_>>().join(", ");
         format!("{service}: none of {count} endpoints is ready: {described}{more}")
     }
+}
+
+/// A time that far from now, or as far as a clock goes
+pub(super) fn far(now: Instant, time: Duration) -> Instant {
+    // The second is tokio's own idea of "never": thirty years.
+    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30))
 }
 
 /// Endpoints named in a message.

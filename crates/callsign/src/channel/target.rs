@@ -26,14 +26,17 @@ pub enum TargetError {
     /// The scheme is neither `etcd` nor `direct`
     #[error("target {0:?} is neither a service name, etcd:///hosts?key=name nor direct:///addresses")]
     Scheme(String),
-    /// One of the addresses is none
-    #[error("target {target:?}: {source}")]
+    /// One of the addresses is none: correct it
+    #[error("target {target:?}: {cause}")]
     Address {
         /// The whole target
         target: String,
         /// What is wrong with the address
-        source: AddressError,
+        cause: AddressError,
     },
+    /// An address asks for TLS, which is not supported yet: use `http://` or no scheme
+    #[error("target {0:?} asks for https, which is not supported yet")]
+    Https(String),
 }
 
 impl FromStr for Target {
@@ -47,14 +50,17 @@ impl FromStr for Target {
             None => Ok(Self::Etcd { hosts: Vec::new(), service: target.to_owned() }),
             Some(("direct", hosts)) => {
                 let parse = |host: &str| {
-                    host.parse().map_err(|source| TargetError::Address { target: shown(), source })
+                    host.parse().map_err(|cause| TargetError::Address { target: shown(), cause })
                 };
                 let addresses: Vec<_> = listed(hosts).map(parse).collect::<Result<_, _>>()?;
                 if addresses.is_empty() {
-                    Err(TargetError::NoHosts(shown()))
-                } else {
-                    Ok(Self::Direct(addresses))
+                    return Err(TargetError::NoHosts(shown()));
                 }
+                // Going on in plaintext would be a silent downgrade.
+                if addresses.iter().any(Address::is_https) {
+                    return Err(TargetError::Https(shown()));
+                }
+                Ok(Self::Direct(addresses))
             }
             Some(("etcd", rest)) => {
                 let (hosts, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -129,6 +135,7 @@ mod tests {
         assert!(error("etcd:///?key=x").contains("no hosts"));
         assert!(error("direct:///").contains("no hosts"));
         assert!(error("direct:///h1").contains("port is missing"));
+        assert!(error("direct:///https://h1:1").contains("https"));
         assert!(error("k8s://ns/svc:80").contains("neither"));
         let error = error("direct:///root:secret@h1");
         assert!(!error.contains("secret"), "{error}");

@@ -1,0 +1,80 @@
+//! The examples as a newcomer runs them, against a real etcd
+
+// The servers are told to stop by a signal.
+#![cfg(unix)]
+
+use std::{collections::BTreeSet, process::Stdio, time::Duration};
+
+use callsign_tests::{etcd::EtcdProcess, real, wait};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
+
+const SERVICE: &str = "hello.rpc";
+const BOUND: Duration = Duration::from_secs(10);
+
+/// Killed when dropped
+fn example(binary: &str, etcd: &EtcdProcess, arguments: &[&str]) -> Child {
+    let mut command = Command::new(binary);
+    command.args(arguments).env("CALLSIGN_ETCD", etcd.endpoint()).env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.spawn().expect("the example is built")
+}
+
+fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
+    BufReader::new(child.stdout.take().expect("stdout is piped")).lines()
+}
+
+/// The first line of which `found` says so
+async fn line(lines: &mut Lines<BufReader<ChildStdout>>, what: &str, found: impl Fn(&str) -> bool) -> String {
+    wait::within(what, BOUND, async {
+        while let Some(line) = lines.next_line().await.expect("lines are UTF-8") {
+            if found(&line) {
+                return line;
+            }
+        }
+        panic!("the example ended before {what}");
+    })
+    .await
+}
+
+#[tokio::test]
+async fn hello_client_shows_who_of_the_hello_servers_answered_and_no_error_when_one_is_stopped() {
+    let Some(etcd) = real::etcd().await else { return };
+    let server = || {
+        let arguments = ["--listen", "127.0.0.1:0", "--service", SERVICE];
+        example(env!("CARGO_BIN_EXE_hello_server"), &etcd, &arguments)
+    };
+    let mut servers = [server(), server()];
+    let addresses = real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    let mut log = lines(&mut servers[0]);
+    let serving = line(&mut log, "the server says where it is", |line| line.contains("serving")).await;
+    let here = addresses.iter().find(|address| serving.contains(*address));
+    let here = here.unwrap_or_else(|| panic!("none of {addresses:?} in {serving:?}"));
+
+    let arguments = ["--service", SERVICE, "--rate", "100", "--name", "Newcomer"];
+    let mut client = example(env!("CARGO_BIN_EXE_hello_client"), &etcd, &arguments);
+    let mut output = lines(&mut client);
+    let mut missing: BTreeSet<_> =
+        addresses.iter().map(|address| format!("Hello Newcomer from {address}")).collect();
+    while !missing.is_empty() {
+        let greeting = line(&mut output, "both have answered", |line| missing.contains(line)).await;
+        missing.remove(&greeting);
+    }
+
+    // As the terminal's ctrl-c does.
+    let pid = servers[0].id().expect("it runs").to_string();
+    let told = Command::new("sh").arg("-c").arg("kill -INT \"$1\"").args(["kill", &pid]).status();
+    assert!(told.await.expect("sh runs").success());
+    let status = wait::within("the server ends", BOUND, servers[0].wait()).await.expect("it is ours");
+    assert!(status.success(), "{status}");
+    let left = real::registered(&etcd, SERVICE).await;
+    assert!(left.len() == 1 && left[0] != *here, "{left:?}");
+
+    // Everything that the client has printed by now, and one second more.
+    for _ in 0..100 {
+        let next = line(&mut output, "greetings go on", |line| !line.contains("INFO")).await;
+        assert!(next.starts_with("Hello Newcomer from "), "{next}");
+    }
+}
