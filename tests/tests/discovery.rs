@@ -1,5 +1,7 @@
 //! Discovery against a real etcd: the view is right, and stays while etcd is away
 
+#![cfg(unix)]
+
 use std::time::Duration;
 
 use callsign::{

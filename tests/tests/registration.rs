@@ -1,5 +1,7 @@
 //! Registrations against a real etcd: what is lost comes back, what is taken over is given up
 
+#![cfg(unix)]
+
 use std::time::Duration;
 
 use callsign::{Etcd, EtcdOptions, Registration, RegistrationState, etcd::registration::LossCause};

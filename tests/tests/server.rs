@@ -1,5 +1,7 @@
 //! A server's life against a real etcd: in which order it comes, and in which it goes
 
+#![cfg(unix)]
+
 use std::{
     sync::{
         Arc,
