@@ -109,7 +109,7 @@ async fn channel_over(servers: [&Scripted; 2]) -> Channel {
 async fn assert_all_go_to(client: &mut EchoClient<Channel>, other: &Scripted) {
     let before = other.record().calls().len();
     for _ in 0..20 {
-        wait::within("a call", BOUND, client.unary(marked("elsewhere"))).await.unwrap();
+        wait::within("a call", BOUND, client.unary(marked("elsewhere"))).await.expect("a call");
     }
     assert_eq!(other.record().calls().len(), before + 20);
 }

@@ -71,6 +71,14 @@ mod tests {
     }
 
     #[test]
+    fn an_etcd_without_etcdctl_is_not_enough() {
+        assert_eq!(missing([true, true]), None);
+        assert_eq!(missing([true, false]), Some("etcdctl"));
+        assert_eq!(missing([false, true]), Some("etcd"));
+        assert_eq!(missing([false, false]), Some("etcd and etcdctl"));
+    }
+
+    #[test]
     fn the_suite_is_the_workspace_unless_packages_are_named() {
         assert_eq!(line(&[]), "test --workspace");
         assert_eq!(line(&["killed", "--", "--nocapture"]), "test --workspace killed -- --nocapture");
