@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use callsign_core::{backoff::Backoff, load::Load};
 use http::uri::Authority;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -98,7 +98,7 @@ pub(crate) struct Event {
 /// The owner of an endpoint's task; dropping it drains the endpoint
 #[derive(Debug)]
 pub(crate) struct Handle {
-    renewed: Arc<Notify>,
+    renewed: watch::Sender<()>,
     _removed: oneshot::Sender<Never>,
 }
 
@@ -108,7 +108,7 @@ enum Never {}
 impl Handle {
     /// The server behind the endpoint has registered anew: a backoff ends, a connection is left alone
     pub(crate) fn renew(&self) {
-        self.renewed.notify_one();
+        self.renewed.send_replace(());
     }
 }
 
@@ -119,10 +119,8 @@ pub(crate) fn spawn(
     events: mpsc::UnboundedSender<Event>,
 ) -> Handle {
     let (handle, removed) = oneshot::channel();
-    let renewed = Arc::new(Notify::new());
-    let renewed_too = Arc::clone(&renewed);
-    let worker =
-        Worker { endpoint, config, events, renewed: renewed_too, failures: 0, drivers: JoinSet::new() };
+    let (renewed, renewals) = watch::channel(());
+    let worker = Worker { endpoint, config, events, renewed: renewals, failures: 0, drivers: JoinSet::new() };
     tokio::spawn(worker.run(removed));
     Handle { renewed, _removed: handle }
 }
@@ -137,7 +135,7 @@ struct Worker {
     endpoint: Arc<Endpoint>,
     config: connection::Config,
     events: mpsc::UnboundedSender<Event>,
-    renewed: Arc<Notify>,
+    renewed: watch::Receiver<()>,
     /// Attempts that failed in a row.
     failures: u32,
     /// Of the present connection, and of those that still drain.
@@ -168,6 +166,8 @@ impl Worker {
                     self.drivers.spawn(driver);
                     self.report(EndpointState::Ready, Some(connection.sender().clone()), None);
                     let closed = connection.closed().await;
+                    // What registered while we were connected to it is what we have lost.
+                    self.renewed.mark_unchanged();
                     let useless = started.elapsed() < SHORT_LIVED && !connection.has_answered();
                     self.on_closed(closed, useless)
                 }
@@ -201,7 +201,8 @@ impl Worker {
         self.report(EndpointState::Backoff, None, Some(cause));
         tokio::select! {
             () = sleep_until(next) => {}
-            () = self.renewed.notified() => self.failures = 0,
+            // An error means that the handle is gone, and with it this task.
+            Ok(()) = self.renewed.changed() => self.failures = 0,
         }
         self.report(EndpointState::Connecting, None, None);
     }
