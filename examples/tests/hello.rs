@@ -1,11 +1,11 @@
-//! The examples as a newcomer runs them, against a real etcd
+//! The examples as a newcomer runs them, against an etcd
 
 // The servers are told to stop by a signal.
 #![cfg(unix)]
 
 use std::{collections::BTreeSet, process::Stdio, time::Duration};
 
-use callsign_tests::{etcd::EtcdProcess, real, wait};
+use callsign_tests::{etcd::EtcdProcess, registry, wait};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -41,13 +41,13 @@ async fn line(lines: &mut Lines<BufReader<ChildStdout>>, what: &str, found: impl
 
 #[tokio::test]
 async fn hello_client_shows_who_of_the_hello_servers_answered_and_no_error_when_one_is_stopped() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let server = || {
         let arguments = ["--listen", "127.0.0.1:0", "--service", SERVICE];
         example(env!("CARGO_BIN_EXE_hello_server"), &etcd, &arguments)
     };
     let mut servers = [server(), server()];
-    let addresses = real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    let addresses = registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
     let mut log = lines(&mut servers[0]);
     let serving = line(&mut log, "the server says where it is", |line| line.contains("serving")).await;
     let here = addresses.iter().find(|address| serving.contains(*address));
@@ -69,7 +69,7 @@ async fn hello_client_shows_who_of_the_hello_servers_answered_and_no_error_when_
     assert!(told.await.expect("sh runs").success());
     let status = wait::within("the server ends", BOUND, servers[0].wait()).await.expect("it is ours");
     assert!(status.success(), "{status}");
-    let left = real::registered(&etcd, SERVICE).await;
+    let left = registry::registered(&etcd, SERVICE).await;
     assert!(left.len() == 1 && left[0] != *here, "{left:?}");
 
     // Everything that the client has printed by now, and one second more.

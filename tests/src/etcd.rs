@@ -1,6 +1,10 @@
-//! A real etcd as a child process, for one test
+//! An etcd as a child process, for one test: the real one, or the embedded one
+
+mod requests;
 
 use std::{
+    env,
+    ffi::OsStr,
     fs, io,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -16,11 +20,23 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use crate::process::freeze;
+
+/// What stands for etcd
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `etcd` on PATH
+    Real,
+    /// The program of `etcd-embedded`, which this package builds as well: one member, and nothing outlives it
+    Embedded,
+}
+
 /// One member of an etcd cluster, by default its only one, on ports from the OS, its data in a fresh temp dir
 ///
 /// Dropping it kills the process and removes the directory.
 #[derive(Debug)]
 pub struct EtcdProcess {
+    program: Program,
     dir: PathBuf,
     client_port: u16,
     peer_port: u16,
@@ -34,33 +50,35 @@ const READY: Duration = Duration::from_secs(20);
 
 impl EtcdProcess {
     /// Starts an etcd and waits until it answers
-    pub async fn start() -> Self {
-        Self::start_with(&[]).await
+    pub async fn start(program: Program) -> Self {
+        Self::start_with(program, &[]).await
     }
 
-    /// The same with more options
-    pub async fn start_with(options: &[&str]) -> Self {
+    /// The same with more options, which the embedded one does not have
+    pub async fn start_with(program: Program, options: &[&str]) -> Self {
         // A port found free can be taken before etcd binds it: another pair then.
         for _ in 0..5 {
-            let mut etcd = Self::member(free_ports());
-            etcd.options = vec!["--initial-cluster".to_owned(), etcd.named_peer()];
+            let mut etcd = Self::member(program, free_ports());
+            if program == Program::Real {
+                etcd.options = vec!["--initial-cluster".to_owned(), etcd.named_peer()];
+            }
             etcd.options.extend(options.iter().map(ToString::to_string));
             if etcd.try_restart().await {
                 return etcd;
             }
         }
-        panic!("etcd did not start: is it on PATH?");
+        panic!("no etcd started: {program:?}");
     }
 
-    /// Starts a cluster of three members and waits until each of them answers
+    /// Starts a cluster of three real members and waits until each of them answers
     pub async fn start_three() -> [Self; 3] {
         for _ in 0..5 {
             let [a, b, c, d, e, f] = free_ports();
-            let mut members = [[a, b], [c, d], [e, f]].map(Self::member);
+            let mut members = [[a, b], [c, d], [e, f]].map(|ports| Self::member(Program::Real, ports));
             let cluster = members.each_ref().map(Self::named_peer).join(",");
             for member in &mut members {
                 member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
-                member.child = Some(member.spawn().expect("etcd is on PATH"));
+                member.child = Some(member.spawn());
             }
             let [a, b, c] = &mut members;
             // Each waits for the others.
@@ -71,12 +89,12 @@ impl EtcdProcess {
         panic!("etcd did not start: is it on PATH?");
     }
 
-    fn member([client_port, peer_port]: [u16; 2]) -> Self {
+    fn member(program: Program, [client_port, peer_port]: [u16; 2]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(name);
+        let dir = env::temp_dir().join(name);
         fs::create_dir_all(&dir).expect("the temp dir is writable");
-        Self { dir, client_port, peer_port, options: Vec::new(), child: None }
+        Self { program, dir, client_port, peer_port, options: Vec::new(), child: None }
     }
 
     /// Its name and where its peers find it
@@ -89,7 +107,7 @@ impl EtcdProcess {
         format!("127.0.0.1:{}", self.client_port)
     }
 
-    /// Kills the process at once; data and ports are kept for [`restart`](Self::restart)
+    /// Kills the process at once; its ports, and the real one's data, are kept for [`restart`](Self::restart)
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
             // It may be dead already, which is what is wanted.
@@ -106,26 +124,30 @@ impl EtcdProcess {
     /// Removes all data, as a broken disk does; the process must have been killed
     pub fn wipe(&mut self) {
         assert!(self.child.is_none(), "a running etcd cannot be wiped");
-        fs::remove_dir_all(self.dir.join("data")).expect("the data dir can be removed");
+        // The embedded one has lost its data already.
+        if self.program == Program::Real {
+            fs::remove_dir_all(self.dir.join("data")).expect("the data dir can be removed");
+        }
     }
 
     /// Freezes the process: it neither reads nor answers, the kernel still accepts connections for it
-    pub fn stop(&self) {
-        self.signal(Signal::STOP);
+    pub async fn stop(&self) {
+        freeze(self.running()).await;
     }
 
     /// Wakes a frozen process
     pub fn cont(&self) {
-        self.signal(Signal::CONT);
+        kill_process(Pid::from_child(self.running()), Signal::CONT).expect("the process is ours");
+    }
+
+    fn running(&self) -> &Child {
+        self.child.as_ref().expect("the process runs")
     }
 
     /// Runs `etcdctl` against it and returns what it printed; panics if that fails
-    pub async fn etcdctl<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> String {
+    pub async fn etcdctl<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
         let mut command = tokio::process::Command::new("etcdctl");
-        command
-            .arg("--endpoints")
-            .arg(self.endpoint())
-            .args(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        command.arg("--endpoints").arg(self.endpoint()).args(args);
         let output =
             command.env("ETCDCTL_API", "3").kill_on_drop(true).output().await.expect("etcdctl is on PATH");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -133,40 +155,24 @@ impl EtcdProcess {
         text(&output.stdout)
     }
 
-    /// From now on only `--user=root:root` may do anything but ask for leases
-    pub async fn enable_auth(&self) {
-        self.etcdctl(["user", "add", "root:root"]).await;
-        self.etcdctl(["user", "grant-role", "root", "root"]).await;
-        self.etcdctl(["auth", "enable"]).await;
-    }
-
-    /// Puts a value that is too long for a command line
-    pub async fn put_large(&self, key: &str, value: &[u8]) {
-        let mut command = tokio::process::Command::new("etcdctl");
-        command.arg("--endpoints").arg(self.endpoint()).args(["put", key]).env("ETCDCTL_API", "3");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
-        let mut child = command.spawn().expect("etcdctl is on PATH");
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        stdin.write_all(value).await.expect("etcdctl reads its value");
-        drop(stdin);
-        assert!(child.wait().await.expect("a child can be waited for").success(), "etcdctl put failed");
-    }
-
-    /// What one of its counters stands at, all its labels that contain `label` together
-    pub async fn metric(&self, name: &str, label: &str) -> u64 {
+    /// What one of its counters stands at, all its labels that contain `label` together; the embedded one has none
+    pub async fn metric(&self, name: &str, label: &str) -> Option<u64> {
+        if self.program == Program::Embedded {
+            return None;
+        }
         let metrics = http_get(&self.endpoint(), "/metrics").await.expect("a running etcd answers");
         let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+        Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
     }
 
-    /// What the process has logged so far
+    /// What the process has logged since it was last started
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     async fn try_restart(&mut self) -> bool {
         self.kill9();
-        self.child = Some(self.spawn().expect("etcd is on PATH"));
+        self.child = Some(self.spawn());
         self.until_ready().await
     }
 
@@ -177,7 +183,7 @@ impl EtcdProcess {
             if exited {
                 return false;
             }
-            if healthy(&self.endpoint()).await {
+            if self.is_ready().await {
                 return true;
             }
             sleep(Duration::from_millis(20)).await;
@@ -185,27 +191,42 @@ impl EtcdProcess {
         false
     }
 
-    fn spawn(&self) -> io::Result<Child> {
+    async fn is_ready(&self) -> bool {
+        match self.program {
+            Program::Real => healthy(&self.endpoint()).await,
+            Program::Embedded => self.log().contains("listening on"),
+        }
+    }
+
+    fn spawn(&self) -> Child {
+        let mut command = match self.program {
+            Program::Real => self.real(),
+            Program::Embedded => self.embedded(),
+        };
+        let log = fs::File::create(self.dir.join("log")).expect("the temp dir is writable");
+        let errors = log.try_clone().expect("descriptors are left");
+        let spawned = command.args(&self.options).stdin(Stdio::null()).stdout(log).stderr(errors).spawn();
+        spawned.unwrap_or_else(|error| panic!("{} does not start: {error}", command.get_program().display()))
+    }
+
+    fn real(&self) -> Command {
         let client = format!("http://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log"))?;
-        Command::new("etcd")
+        let mut command = Command::new("etcd");
+        command
             .args(["--name", &self.peer_port.to_string(), "--logger", "zap"])
             .arg("--data-dir")
             .arg(self.dir.join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(&self.options)
-            .env_remove("ETCDCTL_API")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
+            .env_remove("ETCDCTL_API");
+        command
     }
 
-    fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("the process runs");
-        kill_process(Pid::from_child(child), signal).expect("the process is ours");
+    fn embedded(&self) -> Command {
+        let mut command = Command::new(embedded_program());
+        command.args(["--listen", &self.endpoint()]);
+        command
     }
 
     /// Where it keeps data and log
@@ -220,6 +241,16 @@ impl Drop for EtcdProcess {
         // A directory that stays behind harms nobody.
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Beside the directory of the running test: cargo tells the path of a binary to integration tests of its package only
+fn embedded_program() -> PathBuf {
+    let test = env::current_exe().expect("the system knows what runs");
+    let built = test.ancestors().nth(2).expect("tests are two levels deep in the target directory");
+    let program = built.join(format!("embedded_etcd{}", env::consts::EXE_SUFFIX));
+    let hint = "not built: cargo build --package callsign-tests --bin embedded_etcd";
+    assert!(program.is_file(), "{} is {hint}", program.display());
+    program
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
@@ -244,25 +275,25 @@ async fn http_get(endpoint: &str, path: &str) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::real;
+    use crate::registry;
 
     #[tokio::test]
     async fn data_outlives_a_kill_and_not_a_wipe() {
-        let Some(mut etcd) = real::etcd().await else { return };
-        etcd.etcdctl(["put", "a", "1"]).await;
+        let Some(mut etcd) = registry::real(registry::PERSISTENCE).await else { return };
+        etcd.put("a", "1").await;
         etcd.kill9();
         etcd.restart().await;
-        assert_eq!(etcd.etcdctl(["get", "a", "--print-value-only"]).await, "1\n");
+        assert_eq!(etcd.pairs("").await, [("a".to_owned(), "1".to_owned())]);
         etcd.kill9();
         etcd.wipe();
         etcd.restart().await;
-        assert_eq!(etcd.etcdctl(["get", "a"]).await, "");
+        assert_eq!(etcd.pairs("").await, []);
     }
 
     #[tokio::test]
     async fn three_members_are_one_cluster() {
-        let Some([a, _, c]) = real::three_etcds().await else { return };
-        a.etcdctl(["put", "a", "1"]).await;
-        assert_eq!(c.etcdctl(["get", "a", "--print-value-only"]).await, "1\n");
+        let Some([a, _, c]) = registry::three_members().await else { return };
+        a.put("a", "1").await;
+        assert_eq!(c.pairs("").await, [("a".to_owned(), "1".to_owned())]);
     }
 }

@@ -5,7 +5,7 @@
 //! | [`pb`], [`echo`] | the generated code of `proto/hello.proto` and `tests/proto/echo.proto` |
 //! | [`service`] | the two services, and a server of them in this process |
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
-//! | [`real`], [`etcd`] | a real etcd, or the word that there is none |
+//! | [`registry`], [`etcd`] | an etcd, real or embedded, and what is in it |
 //! | [`proxy`] | a TCP proxy whose connections can be cut or held |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
@@ -38,7 +38,7 @@ pub mod service;
 pub mod etcd;
 pub mod proxy;
 #[cfg(unix)]
-pub mod real;
+pub mod registry;
 pub mod view;
 
 pub mod channel;

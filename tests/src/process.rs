@@ -129,14 +129,7 @@ impl Process {
 
     /// SIGSTOP; returns when all its threads stand still
     pub async fn sigstop(&self) {
-        self.signal(Signal::STOP);
-        // The system tells the parent when the last thread has stopped.
-        let options = WaitOptions::UNTRACED | WaitOptions::NOHANG;
-        wait::until("the process stands still", START, || {
-            let changed = waitpid(Some(Pid::from_child(&self.child)), options).expect("the process is ours");
-            changed.filter(|(_, status)| status.stopped()).map(drop)
-        })
-        .await;
+        freeze(&self.child).await;
     }
 
     /// SIGCONT
@@ -172,4 +165,17 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// SIGSTOP to a child; returns when all its threads stand still
+pub(crate) async fn freeze(child: &Child) {
+    let pid = Pid::from_child(child);
+    kill_process(pid, Signal::STOP).expect("the process runs");
+    // The system tells the parent when the last thread has stopped; until then it may still answer.
+    let options = WaitOptions::UNTRACED | WaitOptions::NOHANG;
+    wait::until("the process stands still", START, || {
+        let changed = waitpid(Some(pid), options).expect("the process is ours");
+        changed.filter(|(_, status)| status.stopped()).map(drop)
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! Discovery against a real etcd: the view is right, and stays while etcd is away
+//! Discovery against an etcd: the view is right, and stays while etcd is away
 
 #![cfg(unix)]
 
@@ -13,7 +13,7 @@ use callsign_tests::{
     pb::{HelloRequest, greeter_client::GreeterClient},
     peers::Peer,
     proxy::Proxy,
-    real,
+    registry,
     scripted::{Scripted, Taken},
     service::{Local, who},
     view::View,
@@ -63,21 +63,21 @@ fn resuming(text: &str) -> impl Fn(&DiscoveryState) -> bool {
 }
 
 async fn put(etcd: &EtcdProcess, id: &str, value: &str) {
-    etcd.etcdctl(["put", &format!("{SERVICE}/{id}"), value]).await;
+    etcd.put(&format!("{SERVICE}/{id}"), value).await;
 }
 
 async fn delete(etcd: &EtcdProcess, id: &str) {
-    etcd.etcdctl(["del", &format!("{SERVICE}/{id}")]).await;
+    etcd.delete(&format!("{SERVICE}/{id}")).await;
 }
 
-/// How many lists etcd was asked for
-async fn lists(etcd: &EtcdProcess) -> u64 {
+/// How many lists etcd was asked for; the embedded one does not count
+async fn lists(etcd: &EtcdProcess) -> Option<u64> {
     etcd.metric("grpc_server_started_total", "grpc_method=\"Range\"").await
 }
 
 #[tokio::test]
 async fn instances_come_and_go() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     put(&etcd, "1", A).await;
     let follow = Following::of([etcd.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
@@ -91,14 +91,14 @@ async fn instances_come_and_go() {
 
 #[tokio::test]
 async fn garbage_and_the_keys_of_others_are_skipped() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let large = format!("10.0.0.9:80{}", " ".repeat(100_000));
     let garbage = [("garbage", "not an address"), ("empty", ""), ("", A), ("deeper/1", A), ("a\u{1b}[2J", A)];
     for (id, value) in garbage.into_iter().chain([("large", large.as_str())]) {
         put(&etcd, id, value).await;
     }
     put(&etcd, "1", A).await;
-    etcd.etcdctl(["put", "hello.rpc_other/1", C]).await;
+    etcd.put("hello.rpc_other/1", C).await;
     let follow = Following::of([etcd.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
     for (id, value) in garbage {
@@ -114,10 +114,10 @@ async fn garbage_and_the_keys_of_others_are_skipped() {
 
 #[tokio::test]
 async fn more_large_values_than_a_message_holds_hide_no_instance() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let large = vec![b'x'; 1 << 20];
     for number in 0..66 {
-        etcd.put_large(&format!("{SERVICE}/{number}"), &large).await;
+        etcd.put(&format!("{SERVICE}/{number}"), large.clone()).await;
     }
     put(&etcd, "zz", A).await;
     let follow = Following::of([etcd.endpoint()]).await;
@@ -126,7 +126,7 @@ async fn more_large_values_than_a_message_holds_hide_no_instance() {
 
 #[tokio::test]
 async fn an_address_under_two_ids_is_one_endpoint_and_a_newer_one_inserts_it_again() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     put(&etcd, "1", A).await;
     let follow = Following::of([etcd.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
@@ -142,7 +142,7 @@ async fn an_address_under_two_ids_is_one_endpoint_and_a_newer_one_inserts_it_aga
 
 #[tokio::test]
 async fn a_large_service_is_listed_page_by_page_and_all_of_it_is_seen() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     const MANY: usize = 1_203;
     let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
     let following = View::of(EtcdDiscover::new(&session, SERVICE).unwrap());
@@ -164,7 +164,7 @@ async fn a_large_service_is_listed_page_by_page_and_all_of_it_is_seen() {
 
 #[tokio::test]
 async fn a_restarted_etcd_changes_nothing_and_the_watch_goes_on_where_it_was() {
-    let Some(mut etcd) = real::etcd().await else { return };
+    let Some(mut etcd) = registry::real(registry::PERSISTENCE).await else { return };
     put(&etcd, "1", A).await;
     let mut follow = Following::of([etcd.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
@@ -176,14 +176,14 @@ async fn a_restarted_etcd_changes_nothing_and_the_watch_goes_on_where_it_was() {
         follow.until_watching().await;
     }
     assert_eq!(follow.view.changes(), 1, "nothing but the first insert");
-    assert_eq!(lists(&etcd).await, 0, "resumed, not listed again");
+    assert_eq!(lists(&etcd).await, Some(0), "resumed, not listed again");
     put(&etcd, "2", B).await;
     follow.view.until(&[A, B], SEEN).await;
 }
 
 #[tokio::test]
 async fn what_happened_while_away_is_told_when_back() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let proxy = Proxy::to(etcd.endpoint()).await;
     put(&etcd, "1", A).await;
     put(&etcd, "2", B).await;
@@ -204,7 +204,7 @@ async fn what_happened_while_away_is_told_when_back() {
 
 #[tokio::test]
 async fn after_a_compaction_while_away_it_lists_once_and_tells_the_difference() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let proxy = Proxy::to(etcd.endpoint()).await;
     put(&etcd, "1", A).await;
     put(&etcd, "2", B).await;
@@ -216,17 +216,14 @@ async fn after_a_compaction_while_away_it_lists_once_and_tells_the_difference() 
     delete(&etcd, "1").await;
     put(&etcd, "3", C).await;
     for round in 0..20 {
-        etcd.etcdctl(["put", "unrelated", &round.to_string()]).await;
+        etcd.put("unrelated", round.to_string()).await;
     }
-    let shown = etcd.etcdctl(["get", "unrelated", "-w", "fields"]).await;
-    let revision =
-        shown.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).expect("a revision").to_owned();
-    etcd.etcdctl(["compact", &revision]).await;
+    etcd.compact().await;
     let (before, changes) = (lists(&etcd).await, follow.view.changes());
     proxy.heal();
     follow.view.until(&[B, C], BOUND).await;
     follow.until_watching().await;
-    assert_eq!(lists(&etcd).await, before + 1);
+    assert_eq!(lists(&etcd).await, before.map(|before| before + 1));
     assert_eq!(follow.view.changes(), changes + 2, "one came and one left");
     put(&etcd, "4", A).await;
     follow.view.until(&[A, B, C], SEEN).await;
@@ -234,7 +231,7 @@ async fn after_a_compaction_while_away_it_lists_once_and_tells_the_difference() 
 
 #[tokio::test]
 async fn a_wiped_etcd_is_listed_anew() {
-    let Some(mut etcd) = real::etcd().await else { return };
+    let mut etcd = registry::etcd().await;
     for _ in 0..10 {
         put(&etcd, "gone", B).await;
     }
@@ -254,12 +251,12 @@ async fn a_wiped_etcd_is_listed_anew() {
 
 #[tokio::test]
 async fn a_frozen_etcd_is_noticed_changes_nothing_and_may_wake() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     put(&etcd, "1", A).await;
     let mut follow = Following::of([etcd.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
     follow.until_watching().await;
-    etcd.stop();
+    etcd.stop().await;
     // One ping every 10 s, with 3 s to answer.
     follow.until_resuming().await;
     assert_eq!(follow.view.addresses(), [A]);
@@ -272,7 +269,7 @@ async fn a_frozen_etcd_is_noticed_changes_nothing_and_may_wake() {
 
 #[tokio::test]
 async fn what_starts_without_etcd_says_nothing_until_the_first_list() {
-    let Some(mut etcd) = real::etcd().await else { return };
+    let Some(mut etcd) = registry::real(registry::PERSISTENCE).await else { return };
     put(&etcd, "1", A).await;
     etcd.kill9();
     let mut follow = Following::of([etcd.endpoint()]).await;
@@ -286,7 +283,7 @@ async fn what_starts_without_etcd_says_nothing_until_the_first_list() {
 
 #[tokio::test]
 async fn dead_and_frozen_hosts_are_left_for_the_one_that_works() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let (dead, mute) = (Peer::deaf(), Peer::mute().await);
     put(&etcd, "1", A).await;
     let hosts = [dead.address().to_string(), mute.address().to_string(), etcd.endpoint()];
@@ -298,7 +295,7 @@ async fn dead_and_frozen_hosts_are_left_for_the_one_that_works() {
 
 #[tokio::test]
 async fn all_who_follow_a_service_share_one_watch_which_ends_with_the_last() {
-    let Some(etcd) = real::etcd().await else { return };
+    let Some(etcd) = registry::real(registry::METRICS).await else { return };
     put(&etcd, "1", A).await;
     let mut follow = Following::of([etcd.endpoint()]).await;
     follow.until_watching().await;
@@ -308,13 +305,13 @@ async fn all_who_follow_a_service_share_one_watch_which_ends_with_the_last() {
         view.until(&[A], SEEN).await;
     }
     let watchers = async || etcd.metric("etcd_debugging_mvcc_watcher_total", "").await;
-    assert_eq!(watchers().await, 1);
+    assert_eq!(watchers().await, Some(1));
     drop(more);
     put(&etcd, "2", B).await;
     follow.view.until(&[A, B], SEEN).await;
     drop(follow);
     let none = async {
-        while watchers().await > 0 {
+        while watchers().await > Some(0) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -323,13 +320,13 @@ async fn all_who_follow_a_service_share_one_watch_which_ends_with_the_last() {
 
 #[tokio::test]
 async fn a_member_without_a_leader_says_so_and_the_view_stays() {
-    let Some([mut a, mut b, c]) = real::three_etcds().await else { return };
+    let Some([mut a, mut b, c]) = registry::three_members().await else { return };
     put(&c, "1", A).await;
     let mut follow = Following::of([c.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
     follow.until_watching().await;
     // Frozen is as good as dead to the third; which of them led makes no difference.
-    a.stop();
+    a.stop().await;
     b.kill9();
     follow.until_state("the watch says that there is no leader", resuming("no leader")).await;
     assert_eq!((follow.view.addresses(), follow.view.changes()), (vec![A.to_owned()], 1));
@@ -343,7 +340,7 @@ async fn a_member_without_a_leader_says_so_and_the_view_stays() {
 
 #[tokio::test]
 async fn a_refused_watch_is_followed_by_a_list_and_what_was_listed_once_is_listed() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let proxy = Proxy::to(etcd.endpoint()).await;
     put(&etcd, "1", A).await;
     let mut follow = Following::of([proxy.endpoint()]).await;
@@ -361,7 +358,7 @@ async fn a_refused_watch_is_followed_by_a_list_and_what_was_listed_once_is_liste
 
 #[tokio::test]
 async fn a_list_is_read_again_after_ten_minutes() {
-    let Some(etcd) = real::etcd().await else { return };
+    let Some(etcd) = registry::real(registry::METRICS).await else { return };
     put(&etcd, "1", A).await;
     let mut follow = Following::of([etcd.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
@@ -414,7 +411,7 @@ async fn a_watch_that_is_not_confirmed_is_opened_on_the_next_host() {
 
 #[tokio::test]
 async fn tonics_channel_follows_what_comes_and_goes() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let (first, second) = (Local::start().await, Local::start().await);
     let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap();
     let mut client = GreeterClient::new(EtcdDiscover::new(&session, SERVICE).unwrap().into_tonic_channel());
@@ -445,7 +442,7 @@ fn a_watch_outlives_the_runtime_that_it_began_in() {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
-    let Some(etcd) = second.block_on(real::etcd()) else { return };
+    let etcd = second.block_on(registry::etcd());
     let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).unwrap();
     second.block_on(put(&etcd, "1", A));
     let follow = || async { View::of(EtcdDiscover::new(&session, SERVICE).unwrap()) };

@@ -11,7 +11,7 @@ use callsign_tests::{
     load::{Pace, greet},
     pb::{HelloRequest, greeter_client::GreeterClient},
     peers::Peer,
-    real,
+    registry,
     service::who,
     wait,
 };
@@ -26,7 +26,7 @@ fn hello() -> Request<HelloRequest> {
 
 #[tokio::test]
 async fn a_call_to_an_empty_service_fails_after_the_pick_timeout_and_says_so() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
     let channel = EtcdChannel::builder(SERVICE).etcd(&session).connect_lazy().unwrap();
     let mut client = GreeterClient::new(channel);
@@ -39,7 +39,7 @@ async fn a_call_to_an_empty_service_fails_after_the_pick_timeout_and_says_so() {
 
 #[tokio::test]
 async fn connect_to_an_empty_service_fails_within_6_s_and_says_so() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let target = format!("etcd:///{}?key={SERVICE}", etcd.endpoint());
     let (result, took) = wait::timed(EtcdChannel::connect(target)).await;
     let message = result.map(drop).unwrap_err().to_string();
@@ -51,7 +51,7 @@ async fn connect_to_an_empty_service_fails_within_6_s_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_server_of_a_service_is_called_within_a_second_of_its_key() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
     let channel = EtcdChannel::builder(SERVICE).etcd(&session).connect_lazy().unwrap();
     let client = GreeterClient::new(channel);
@@ -71,7 +71,7 @@ async fn the_first_server_of_a_service_is_called_within_a_second_of_its_key() {
     tokio::time::sleep(2 * SECOND).await;
     assert!(!waiting.is_finished(), "there is nobody to answer");
     let server = greeter!().register(SERVICE, &etcd.endpoint()).start().await;
-    real::until_registered(&etcd, SERVICE, 5 * SECOND, |all| all.len() == 1).await;
+    registry::until_registered(&etcd, SERVICE, 5 * SECOND, |all| all.len() == 1).await;
     let appeared = Instant::now();
 
     let (reply, answered) = wait::within("the waiting call", 5 * SECOND, waiting).await.unwrap();

@@ -23,7 +23,7 @@ use callsign_tests::{
     pb::{HelloRequest, greeter_client::GreeterClient},
     peers::Peer,
     process::Process,
-    real, wait,
+    registry, wait,
 };
 use tokio::runtime::{Builder, Handle};
 use tokio_stream::StreamExt;
@@ -175,14 +175,14 @@ fn a_channel_leaves_nothing_where_nobody_listens() {
 /// A server that etcd knows
 async fn registered(etcd: &EtcdProcess) -> Process {
     let server = greeter!().register("hello.rpc", &etcd.endpoint()).start().await;
-    real::until_registered(etcd, "hello.rpc", BOUND, |all| all.len() == 1).await;
+    registry::until_registered(etcd, "hello.rpc", BOUND, |all| all.len() == 1).await;
     server
 }
 
 #[test]
 fn a_session_and_what_was_built_from_it_leave_nothing() {
     alone(async {
-        let Some(etcd) = real::etcd().await else { return };
+        let etcd = registry::etcd().await;
         let _server = registered(&etcd).await;
         let before = left();
         assert_leaves_nothing(async {
@@ -196,7 +196,7 @@ fn a_session_and_what_was_built_from_it_leave_nothing() {
         })
         .await;
         assert!(
-            real::registered(&etcd, "other.rpc").await.is_empty(),
+            registry::registered(&etcd, "other.rpc").await.is_empty(),
             "a dropped registration is taken back"
         );
     });
@@ -205,7 +205,7 @@ fn a_session_and_what_was_built_from_it_leave_nothing() {
 #[test]
 fn tonics_own_balance_channel_leaves_nothing() {
     alone(async {
-        let Some(etcd) = real::etcd().await else { return };
+        let etcd = registry::etcd().await;
         let _server = registered(&etcd).await;
         assert_leaves_nothing(async {
             let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
@@ -219,7 +219,7 @@ fn tonics_own_balance_channel_leaves_nothing() {
 #[test]
 fn a_session_with_a_frozen_etcd_leaves_nothing() {
     alone(async {
-        let Some(etcd) = real::etcd().await else { return };
+        let etcd = registry::etcd().await;
         let _server = registered(&etcd).await;
         assert_leaves_nothing(async {
             let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.unwrap();
@@ -228,7 +228,7 @@ fn a_session_with_a_frozen_etcd_leaves_nothing() {
             let _registration =
                 Registration::builder(&session, "other.rpc", address).register().await.unwrap();
             greet(GreeterClient::new(channel), BOUND).await.unwrap();
-            etcd.stop();
+            etcd.stop().await;
         })
         .await;
         etcd.cont();

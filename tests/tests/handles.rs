@@ -13,11 +13,10 @@ use std::{
 use callsign::{Address, EtcdChannel};
 use callsign_tests::{
     channel::over,
-    etcd::EtcdProcess,
     greeter,
     load::greet,
     pb::{HelloRequest, greeter_client::GreeterClient},
-    real,
+    registry,
     service::Local,
 };
 use tokio::{
@@ -126,10 +125,10 @@ fn runtimes_share_nothing() {
 #[test]
 fn runtimes_share_nothing_with_etcd_either() {
     let outer = runtime();
-    let Some(etcd): Option<EtcdProcess> = outer.block_on(real::etcd()) else { return };
+    let etcd = outer.block_on(registry::etcd());
     let _server = outer.block_on(async {
         let server = greeter!().register("hello.rpc", &etcd.endpoint()).start().await;
-        real::until_registered(&etcd, "hello.rpc", Duration::from_secs(5), |all| all.len() == 1).await;
+        registry::until_registered(&etcd, "hello.rpc", Duration::from_secs(5), |all| all.len() == 1).await;
         server
     });
     in_runtimes(|| call_by_name(etcd.endpoint()));

@@ -12,7 +12,7 @@ use callsign_tests::{
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
     process::Process,
-    real, wait,
+    registry, wait,
 };
 use tokio::time::{sleep, sleep_until};
 
@@ -38,10 +38,10 @@ async fn connect(etcd: &EtcdProcess, servers: [&Process; 2]) -> (EtcdChannel, Up
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_costs_a_few_calls_in_flight_and_has_its_share_again_a_second_after_its_key() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let (mut one, two) = (start(&etcd).await, start(&etcd).await);
     let address = one.address();
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
     let (channel, log) = connect(&etcd, [&one, &two]).await;
 
     let client = GreeterClient::new(channel.clone());
@@ -58,8 +58,10 @@ async fn a_killed_server_costs_a_few_calls_in_flight_and_has_its_share_again_a_s
     // The key of the killed one lapses with its lease; until then the address is there twice.
     let at = address.to_string();
     let appeared = async {
-        real::until_registered(&etcd, SERVICE, BOUND, |all| all.iter().filter(|is| **is == at).count() == 2)
-            .await;
+        registry::until_registered(&etcd, SERVICE, BOUND, |all| {
+            all.iter().filter(|is| **is == at).count() == 2
+        })
+        .await;
         Instant::now()
     }
     .await;
@@ -84,10 +86,10 @@ async fn a_killed_server_costs_a_few_calls_in_flight_and_has_its_share_again_a_s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_long_away_is_dialled_as_soon_as_it_has_registered_anew() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let first = greeter!().register(SERVICE, &etcd.endpoint()).ttl(Duration::from_secs(60));
     let (mut one, two) = (first.start().await, start(&etcd).await);
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
     let (_channel, log) = connect(&etcd, [&one, &two]).await;
 
     let killed = Instant::now();
@@ -105,9 +107,9 @@ async fn a_server_that_was_long_away_is_dialled_as_soon_as_it_has_registered_ane
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_while_both_servers_are_replaced_one_after_the_other() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let old = [start(&etcd).await, start(&etcd).await];
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
     let (channel, log) = connect(&etcd, [&old[0], &old[1]]).await;
 
     let client = GreeterClient::new(channel.clone());

@@ -1,4 +1,4 @@
-//! A server's life against a real etcd: in which order it comes, and in which it goes
+//! A server's life against an etcd: in which order it comes, and in which it goes
 
 #![cfg(unix)]
 
@@ -17,7 +17,7 @@ use callsign_tests::{
     greeter,
     pb::{HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer},
     proxy::Proxy,
-    real,
+    registry,
     service::{Calls, Hello, router},
     wait,
 };
@@ -56,7 +56,7 @@ impl Running {
         let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(etcd));
         let serve = configure(serve.shutdown(async { drop(stopped.await) }));
         let task = tokio::spawn(serve.run(hello(&calls)));
-        let all = real::until_registered(etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+        let all = registry::until_registered(etcd, SERVICE, BOUND, |all| all.len() == 1).await;
         Self { address: all[0].parse().expect("an address was published"), calls, stop, task }
     }
 
@@ -89,12 +89,12 @@ async fn until_refused(address: &Address) {
 
 #[tokio::test]
 async fn it_deregisters_then_serves_on_then_drains_and_no_call_is_lost() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let server = Running::start(&etcd, |serve| serve.notice(Duration::from_secs(1))).await;
     let slow = server.in_flight(Duration::from_secs(2)).await;
     let stopped = Instant::now();
     server.stop.send(()).unwrap();
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
     assert!(stopped.elapsed() < Duration::from_secs(1), "the key goes first");
     let new = GreeterClient::connect(format!("http://{}", server.address)).await;
     new.unwrap().say_hello(HelloRequest::default()).await.expect("who has not noticed yet is still served");
@@ -108,7 +108,7 @@ async fn it_deregisters_then_serves_on_then_drains_and_no_call_is_lost() {
 
 #[tokio::test]
 async fn a_call_that_does_not_end_is_cut_at_the_end_of_the_drain() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let quick = |serve: Serve| serve.notice(Duration::ZERO).drain(Duration::from_millis(300));
     let server = Running::start(&etcd, quick).await;
     let stuck = server.in_flight(Duration::from_secs(60)).await;
@@ -122,14 +122,14 @@ async fn a_call_that_does_not_end_is_cut_at_the_end_of_the_drain() {
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let mut server =
         greeter!().register(SERVICE, &etcd.endpoint()).delay(Duration::from_secs(60)).start().await;
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
     let mut client = GreeterClient::connect(format!("http://{}", server.address())).await.unwrap();
     let stuck = tokio::spawn(async move { client.say_hello(HelloRequest::default()).await });
     server.sigterm();
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
     server.sigint();
     // One signal would leave it a second for clients to notice and five for the call.
     let status = server.exited(Duration::from_secs(3)).await;
@@ -139,10 +139,10 @@ async fn a_second_signal_ends_it_at_once() {
 
 #[tokio::test]
 async fn one_signal_lets_it_drain_and_end_well() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let mut server =
         greeter!().register(SERVICE, &etcd.endpoint()).delay(Duration::from_secs(2)).start().await;
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
     let mut client = GreeterClient::connect(format!("http://{}", server.address())).await.unwrap();
     let slow = tokio::spawn(async move { client.say_hello(HelloRequest::default()).await });
     // Whether the call comes before the signal or after: there is a second in which it is taken.
@@ -154,7 +154,7 @@ async fn one_signal_lets_it_drain_and_end_well() {
 
 #[tokio::test]
 async fn it_serves_without_etcd_and_registers_when_that_comes() {
-    let Some(mut etcd) = real::etcd().await else { return };
+    let mut etcd = registry::etcd().await;
     etcd.kill9();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -163,15 +163,15 @@ async fn it_serves_without_etcd_and_registers_when_that_comes() {
     let mut client = GreeterClient::connect(format!("http://{address}")).await.unwrap();
     client.say_hello(HelloRequest::default()).await.expect("it serves");
     etcd.restart().await;
-    let all = real::until_registered(&etcd, SERVICE, 2 * BOUND, |all| !all.is_empty()).await;
+    let all = registry::until_registered(&etcd, SERVICE, 2 * BOUND, |all| !all.is_empty()).await;
     assert_eq!(all, [address.to_string()]);
     serving.abort();
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
 }
 
 #[tokio::test]
 async fn told_to_fail_fast_it_says_what_is_wrong_with_etcd() {
-    let Some(mut etcd) = real::etcd().await else { return };
+    let mut etcd = registry::etcd().await;
     etcd.kill9();
     let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd)).fail_fast(true);
     let failed = wait::within("it fails", BOUND, serve.run(hello(&Calls::default()))).await.unwrap_err();
@@ -181,7 +181,7 @@ async fn told_to_fail_fast_it_says_what_is_wrong_with_etcd() {
 
 #[tokio::test]
 async fn all_addresses_are_published_as_one_that_can_be_reached() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let server = Running::start(&etcd, |serve| serve.listen("0.0.0.0:0").notice(Duration::ZERO)).await;
     assert_eq!(server.address.host(), "127.0.0.1", "the way to etcd");
     let call = server.in_flight(Duration::ZERO).await;
@@ -192,7 +192,7 @@ async fn all_addresses_are_published_as_one_that_can_be_reached() {
 
 #[tokio::test]
 async fn an_advertised_address_wins() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let advertised: Address = "198.51.100.7:443".parse().unwrap();
     let server =
         Running::start(&etcd, |serve| serve.advertise(advertised.clone()).notice(Duration::ZERO)).await;
@@ -203,12 +203,12 @@ async fn an_advertised_address_wins() {
 
 #[tokio::test]
 async fn dropped_it_cuts_its_connections_and_deregisters() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let server = Running::start(&etcd, |serve| serve).await;
     let stuck = server.in_flight(Duration::from_secs(60)).await;
     server.task.abort();
     wait::within("the caller hears of it", BOUND, stuck).await.unwrap().unwrap_err();
-    real::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
 }
 
 #[tokio::test]
@@ -232,7 +232,7 @@ async fn what_is_wrong_with_the_input_is_said_before_anything_is_bound() {
 
 #[tokio::test]
 async fn told_to_stop_while_it_registers_it_leaves_nothing_behind() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let proxy = Proxy::to(etcd.endpoint()).await;
     // The lease passes, the key does not.
     proxy.admit(1);
@@ -246,20 +246,19 @@ async fn told_to_stop_while_it_registers_it_leaves_nothing_behind() {
         runtime.block_on(serve.run(hello(&Calls::default())))
     });
     proxy.until_made(2).await;
-    assert!(etcd.etcdctl(["lease", "list"]).await.starts_with("found 1 leases"));
+    assert_eq!(etcd.leases().await.len(), 1);
     stop.send(()).unwrap();
     wait::within("it ends", BOUND, serving).await.unwrap().unwrap();
-    let left = etcd.etcdctl(["lease", "list"]).await;
-    assert_eq!(left, "found 0 leases\n");
+    assert_eq!(etcd.leases().await, []);
 }
 
 #[tokio::test]
 async fn the_address_of_the_pod_is_published_for_all_addresses() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let all = Address::from(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
     let greeter = greeter!().register(SERVICE, &etcd.endpoint()).listen(&all).pod_ip("127.9.9.9");
     let server = greeter.start().await;
-    let shown = real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    let shown = registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
     assert_eq!(shown, [format!("127.9.9.9:{}", server.address().port())]);
 }
 
@@ -282,11 +281,11 @@ impl Interceptor for Count {
 
 #[tokio::test]
 async fn a_layered_router_serves() {
-    let Some(etcd) = real::etcd().await else { return };
+    let etcd = registry::etcd().await;
     let counted = Arc::default();
     let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd));
     let serving = tokio::spawn(serve.run(layered(&counted)));
-    let all = real::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    let all = registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
     let mut client = GreeterClient::connect(format!("http://{}", all[0])).await.unwrap();
     client.say_hello(HelloRequest::default()).await.unwrap();
     assert_eq!(counted.load(Ordering::Relaxed), 1);

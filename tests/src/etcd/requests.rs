@@ -1,0 +1,110 @@
+//! What the suites ask of an etcd and tell it, beside the sessions under test
+
+use std::{thread, time::Duration};
+
+use etcd_client::{Client, ConnectOptions, DeleteOptions, Error, GetOptions};
+use tokio::{runtime::Builder, sync::oneshot};
+
+use super::EtcdProcess;
+use crate::wait;
+
+/// A busy machine may take its time; one that takes this long hangs.
+const ANSWERED: Duration = Duration::from_secs(20);
+
+/// Who may do anything once [`EtcdProcess::enable_auth`] was called
+const ROOT: &str = "root";
+
+impl EtcdProcess {
+    /// Keys with this prefix and their values, in order of the keys
+    pub async fn pairs(&self, prefix: &str) -> Vec<(String, String)> {
+        let prefix = prefix.to_owned();
+        self.ask(None, async move |mut client| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let got = client.get(prefix, Some(GetOptions::new().with_prefix())).await?;
+            Ok(got.kvs().iter().map(|pair| (text(pair.key()), text(pair.value()))).collect())
+        })
+        .await
+    }
+
+    /// Puts a value
+    pub async fn put(&self, key: &str, value: impl Into<Vec<u8>>) {
+        let (key, value) = (key.to_owned(), value.into());
+        self.ask(None, async move |mut client| client.put(key, value, None).await.map(drop)).await;
+    }
+
+    /// Deletes a key
+    pub async fn delete(&self, key: &str) {
+        let key = key.to_owned();
+        self.ask(None, async move |mut client| client.delete(key, None).await.map(drop)).await;
+    }
+
+    /// Deletes all keys with this prefix; how many there were
+    pub async fn delete_all(&self, prefix: &str) -> i64 {
+        let prefix = prefix.to_owned();
+        let all = DeleteOptions::new().with_prefix();
+        self.ask(None, async move |mut client| Ok(client.delete(prefix, Some(all)).await?.deleted())).await
+    }
+
+    /// Leases that live
+    pub async fn leases(&self) -> Vec<i64> {
+        self.ask(None, leases).await
+    }
+
+    /// The same once authentication is enabled
+    pub async fn leases_as_root(&self) -> Vec<i64> {
+        let options = ConnectOptions::new().with_user(ROOT, ROOT);
+        self.ask(Some(options), leases).await
+    }
+
+    /// Ends a lease, and its keys
+    pub async fn revoke(&self, lease: i64) {
+        self.ask(None, async move |mut client| client.lease_revoke(lease).await.map(drop)).await;
+    }
+
+    /// Forgets what was before now
+    pub async fn compact(&self) {
+        self.ask(None, async |mut client| {
+            let asked = client.get("any key", None).await?;
+            let now = asked.header().expect("every answer has a header").revision();
+            client.compact(now, None).await.map(drop)
+        })
+        .await;
+    }
+
+    /// From now on only root may do anything but ask for leases
+    pub async fn enable_auth(&self) {
+        self.ask(None, async |mut client| {
+            client.user_add(ROOT, ROOT, None).await?;
+            client.role_add(ROOT).await?;
+            client.user_grant_role(ROOT, ROOT).await?;
+            client.auth_enable().await.map(drop)
+        })
+        .await;
+    }
+
+    /// Asks in a thread and a runtime of its own
+    ///
+    /// So no task, descriptor or paused clock of a test has to do with it.
+    async fn ask<T: Send + 'static>(
+        &self,
+        options: Option<ConnectOptions>,
+        request: impl AsyncFnOnce(Client) -> Result<T, Error> + Send + 'static,
+    ) -> T {
+        let endpoint = self.endpoint();
+        let (sender, answer) = oneshot::channel();
+        thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+            let answered = runtime.block_on(wait::within("etcd answers", ANSWERED, async {
+                request(Client::connect([endpoint], options).await?).await
+            }));
+            drop(runtime);
+            // Who asked may be gone.
+            let _ = sender.send(answered);
+        });
+        answer.await.expect("etcd answers in time").expect("etcd does as it is told")
+    }
+}
+
+async fn leases(mut client: Client) -> Result<Vec<i64>, Error> {
+    Ok(client.leases().await?.leases().iter().map(|lease| lease.id()).collect())
+}
