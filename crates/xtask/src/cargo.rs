@@ -11,8 +11,17 @@ use crate::{Result, program};
 
 /// Runs cargo with `PROTOC` set and fails if it does
 pub(crate) fn run<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result {
+    run_with(arguments, [])
+}
+
+/// The same with these variables in its environment
+pub(crate) fn run_with<A: AsRef<OsStr>>(
+    arguments: impl IntoIterator<Item = A>,
+    variables: impl IntoIterator<Item = (&'static str, &'static str)>,
+) -> Result {
     let (mut cargo, line) = command(arguments)?;
-    let status = cargo.status().map_err(|error| format!("`{line}` does not start: {error}"))?;
+    let status =
+        cargo.envs(variables).status().map_err(|error| format!("`{line}` does not start: {error}"))?;
     if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
 }
 

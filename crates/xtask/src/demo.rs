@@ -25,9 +25,9 @@ const LIMIT: Duration = Duration::from_secs(18);
 const STOP: Duration = Duration::from_millis(1_900);
 
 pub(crate) fn run() -> Result {
-    // Before the build: who has no etcd should not wait for it.
+    // Before the build: who has named an etcd that does not answer should not wait for it.
     let etcd = Etcd::find()?;
-    cargo::run(["build", "--package", "callsign-examples", "--bins"])?;
+    build(&etcd)?;
     let deadline = Instant::now() + LIMIT;
     let mut family = Family::new("callsign-demo")?;
     let outcome = play(&mut family, &etcd, deadline);
@@ -35,6 +35,15 @@ pub(crate) fn run() -> Result {
         family.keep_directory();
     }
     outcome
+}
+
+fn build(etcd: &Etcd) -> Result {
+    let mut packages = vec!["--package", "callsign-examples"];
+    if matches!(etcd, Etcd::Embedded) {
+        println!("no etcd on PATH: using the embedded one");
+        packages.extend(["--package", "etcd-embedded"]);
+    }
+    cargo::run(["build", "--bins"].into_iter().chain(packages))
 }
 
 fn play(family: &mut Family, etcd: &Etcd, deadline: Instant) -> Result {
@@ -56,7 +65,7 @@ fn play(family: &mut Family, etcd: &Etcd, deadline: Instant) -> Result {
 /// A cluster of one's own has nobody else's `hello.rpc`; another one may
 fn service(etcd: &Etcd) -> String {
     match etcd {
-        Etcd::Program(_) => "hello.rpc".to_owned(),
+        Etcd::Program(_) | Etcd::Embedded => "hello.rpc".to_owned(),
         Etcd::Cluster(_) => format!("hello-demo-{}.rpc", id()),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    Result,
+    Result, cargo,
     family::{Family, Id, until},
     ports, program,
 };
@@ -22,24 +22,20 @@ pub(crate) enum Etcd {
     Cluster(String),
     /// A program to start
     Program(PathBuf),
+    /// `etcd-embedded`, which cargo builds
+    Embedded,
 }
-
-const MISSING: &str = "\
-no etcd found. Either
-  - install one, so that `etcd` is on PATH (Debian, Ubuntu: apt-get install etcd-server etcd-client;
-    macOS: brew install etcd), or
-  - name a running cluster: CALLSIGN_ETCD=127.0.0.1:2379 cargo xtask demo";
 
 /// Loading a dozen megabytes from a cold disk and electing itself takes a second or two.
 const START: Duration = Duration::from_secs(5);
 
 impl Etcd {
-    /// `CALLSIGN_ETCD`, if it answers; where that is not set, the `etcd` on PATH
+    /// `CALLSIGN_ETCD`, if it answers; where that is not set, the `etcd` on PATH; where there is none, the embedded one
     pub(crate) fn find() -> Result<Self> {
         let hosts = env::var_os("CALLSIGN_ETCD").unwrap_or_default();
         let hosts = hosts.into_string().map_err(|hosts| format!("CALLSIGN_ETCD={hosts:?} is not UTF-8"))?;
         if listed(&hosts).next().is_none() {
-            return program::on_path("etcd").map(Self::Program).ok_or_else(|| MISSING.into());
+            return Ok(program::on_path("etcd").map_or(Self::Embedded, Self::Program));
         }
         probe(&hosts)?;
         Ok(Self::Cluster(hosts))
@@ -50,6 +46,7 @@ impl Etcd {
         match self {
             Self::Cluster(hosts) => Ok(hosts.clone()),
             Self::Program(program) => start(program, family),
+            Self::Embedded => start_embedded(&cargo::built("etcd-embedded")?, family),
         }
     }
 }
@@ -86,16 +83,24 @@ fn start(program: &Path, family: &mut Family) -> Result<String> {
     command.arg(format!("--initial-cluster=etcd={peer}"));
     let id = family.spawn("etcd", &mut command)?;
     let host = format!("127.0.0.1:{}", ports[0]);
-    wait(family, id, &host)?;
+    wait(family, id, || ask(&host).is_ok_and(|answer| is_healthy(&answer)))?;
     Ok(host)
 }
 
-fn wait(family: &mut Family, id: Id, host: &str) -> Result {
+fn start_embedded(program: &Path, family: &mut Family) -> Result<String> {
+    let host = format!("127.0.0.1:{}", ports::free(1)?[0]);
+    let id = family.spawn("etcd", Command::new(program).args(["--listen", &host]))?;
+    let log = family.log_of("etcd");
+    wait(family, id, || fs::read_to_string(&log).is_ok_and(|log| log.starts_with("listening on")))?;
+    Ok(host)
+}
+
+fn wait(family: &mut Family, id: Id, answers: impl Fn() -> bool) -> Result {
     let mut ended = false;
     let deadline = Instant::now() + START;
     let settled = until(deadline, || {
         ended = family.child(id).is_none_or(|etcd| !matches!(etcd.try_wait(), Ok(None)));
-        ended || ask(host).is_ok_and(|answer| is_healthy(&answer))
+        ended || answers()
     });
     if settled && !ended {
         return Ok(());

@@ -1,7 +1,7 @@
 //! The project's own tasks, run as `cargo xtask TASK`
 //!
 //! It builds with cargo alone: it links no crate of the workspace, brings a `protoc` if there is none, and runs everything
-//! else through cargo. What it runs may need more: the demo an etcd.
+//! else through cargo. Where there is no etcd, the demo and the suites use the embedded one.
 
 mod bench;
 mod cargo;
@@ -24,12 +24,15 @@ usage: cargo xtask TASK
   demo                  two greeting servers, one balanced channel, one SIGKILL: about 12 s on real processes
   run BIN [ARGUMENTS]   one of the examples; without a name: the list of them
   test [CARGO TEST ARGUMENTS]
-                        the whole suite; CALLSIGN_REQUIRE_ETCD=1 makes a missing etcd or etcdctl an error
+                        the whole suite, and the suites of the registry a second time on the embedded etcd;
+                        where no etcd is on PATH, everything on the embedded one
   bench NAME [--quick]  one measurement; without a name: the list of them
 
 Environment:
   CALLSIGN_ETCD         hosts of the etcd cluster that the demo uses (comma separated);
-                        without it, the `etcd` on PATH is started in a temporary directory
+                        without it, the `etcd` on PATH is started in a temporary directory, or else the embedded one
+  CALLSIGN_TEST_ETCD    `real` or `embedded`: the tests run once, on that one
+  CALLSIGN_REQUIRE_ETCD `1` makes it an error for the tests that etcd or etcdctl is missing
   PROTOC                the protobuf compiler; without it, `protoc` on PATH or else a bundled one";
 
 /// Tasks fail with a text for the person in front of the terminal: nobody handles these errors.

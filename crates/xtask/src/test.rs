@@ -1,14 +1,57 @@
-//! `cargo xtask test`: the whole suite
+//! `cargo xtask test`: the whole suite, on a real etcd and on the embedded one
 
 use std::{env, ffi::OsString, path::Path, process::Command};
 
 use crate::{Result, cargo, program};
 
+/// What tells the suites which etcd to start
+const CHOICE: &str = "CALLSIGN_TEST_ETCD";
+
+/// Suites in which etcd plays a part of its own: they show that the embedded one can stand for it.
+const REGISTRY: [&str; 5] = ["registration", "discovery", "server", "registry", "empty"];
+
+/// They wait more than they work, and an embedded etcd is up at once.
+const AT_A_TIME: &str = "--test-threads=8";
+
 pub(crate) fn run(arguments: &[OsString]) -> Result {
-    report_etcd()?;
+    let found = ["etcd", "etcdctl"].map(program::on_path);
+    if let (Some(missing), true) = (missing(found.each_ref().map(Option::is_some)), is_etcd_required()) {
+        return Err(format!("CALLSIGN_REQUIRE_ETCD=1, but there is no {missing} on PATH").into());
+    }
     // Without etcd the channel works over static lists; nothing else in the suite builds that.
     cargo::run(["check", "--package", "callsign", "--no-default-features"])?;
-    cargo::run(suite(arguments))
+    let [etcd, _] = found;
+    match (env::var_os(CHOICE), etcd) {
+        (Some(chosen), _) => {
+            println!("== the suite, with {CHOICE}={}", chosen.display());
+            cargo::run(suite(arguments))
+        }
+        (None, Some(etcd)) => on_both(&etcd, arguments),
+        (None, None) => {
+            println!(
+                "== no etcd on PATH: the suite on the embedded one; what needs a real one is skipped, and says so"
+            );
+            cargo::run_with(suite(arguments), [(CHOICE, "embedded")])
+        }
+    }
+}
+
+/// All on the real one, then what is about etcd on the embedded one
+fn on_both(etcd: &Path, arguments: &[OsString]) -> Result {
+    println!("== the suite on a real etcd: {}, {}", etcd.display(), version(etcd)?);
+    cargo::run_with(suite(arguments), [(CHOICE, "real")])?;
+    if arguments.is_empty() {
+        println!("== the suites of the registry on the embedded etcd");
+        return cargo::run_with(registry(), [(CHOICE, "embedded")]);
+    }
+    println!("== nothing ran on the embedded etcd: with arguments, {CHOICE}=embedded does that");
+    Ok(())
+}
+
+/// Over the workspace as the suite is, or cargo would choose other features and build anew
+fn registry() -> Vec<&'static str> {
+    let suites = REGISTRY.into_iter().flat_map(|suite| ["--test", suite]);
+    ["test", "--workspace"].into_iter().chain(suites).chain(["--", AT_A_TIME]).collect()
 }
 
 /// `cargo test` with the caller's arguments, over the workspace unless they name packages
@@ -20,25 +63,6 @@ fn suite(arguments: &[OsString]) -> Vec<OsString> {
 
 fn chooses_packages(argument: &str) -> bool {
     argument.starts_with("-p") || argument.starts_with("--package") || argument == "--workspace"
-}
-
-/// Says which etcd the suites will find
-///
-/// They pause, kill and restart it, so only a program will do, not a cluster; and they look into it with `etcdctl`.
-fn report_etcd() -> Result {
-    let found = ["etcd", "etcdctl"].map(program::on_path);
-    let missing = missing(found.each_ref().map(Option::is_some));
-    match (found, missing) {
-        ([Some(etcd), _], None) => println!("real etcd: {}, {}", etcd.display(), version(&etcd)?),
-        (_, Some(missing)) if is_etcd_required() => {
-            return Err(format!("CALLSIGN_REQUIRE_ETCD=1, but there is no {missing} on PATH").into());
-        }
-        (_, missing) => {
-            let missing = missing.unwrap_or("etcd");
-            println!("real etcd: no {missing} on PATH; the suites that need one are skipped, and say so");
-        }
-    }
-    Ok(())
 }
 
 /// Which of `etcd` and `etcdctl` is not there
@@ -71,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_etcd_without_etcdctl_is_not_enough() {
+    fn what_is_missing_is_named() {
         assert_eq!(missing([true, true]), None);
         assert_eq!(missing([true, false]), Some("etcdctl"));
         assert_eq!(missing([false, true]), Some("etcd"));
