@@ -5,8 +5,10 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// Every measurement: a program of the package `callsign-benches`.
-const BENCHES: [(&str, &str); 1] =
-    [("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel")];
+const BENCHES: [(&str, &str); 2] = [
+    ("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel"),
+    ("embedded", "start, puts, watchers and leases: etcd-embedded beside a real etcd"),
+];
 
 pub(crate) fn run(arguments: Vec<OsString>) -> Result {
     let Some((name, options)) = arguments.split_first() else {
@@ -21,7 +23,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result {
 }
 
 fn list() -> String {
-    let lines = BENCHES.iter().map(|(name, what)| format!("  {name:<8}{what}"));
+    let lines = BENCHES.iter().map(|(name, what)| format!("  {name:<10}{what}"));
     ["usage: cargo xtask bench NAME [--quick]\n".to_owned()]
         .into_iter()
         .chain(lines)
