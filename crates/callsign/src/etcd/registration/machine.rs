@@ -149,9 +149,11 @@ impl Machine {
 
     /// Gives the lease back while the handle lives on
     async fn let_go(&mut self) {
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.lease {
             // Nothing hangs on it any more: if etcd does not answer it ends by itself.
             let _ = lease::revoke(self.etcd.leases(), lease, REQUEST).await;
+            // Not before: who is told to leave meanwhile drops this future, and then has to revoke it.
+            self.lease = None;
         }
     }
 
