@@ -130,8 +130,10 @@ impl ResponseBody {
     }
 
     /// Whether the deadline has passed although there is data to read: a stream that never pauses has one, too
+    ///
+    /// What was there when the reader first came is its own: a caller that stalled may read an answer that did not.
     fn is_late(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+        self.timer.as_ref().is_some_and(|timer| timer.is_elapsed())
     }
 }
 
