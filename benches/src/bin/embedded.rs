@@ -50,7 +50,7 @@ async fn main() -> Result<()> {
     for _ in 0..STARTS {
         starts.push(start().await?);
     }
-    println!("start_ms {:.2}", millis(median(starts)));
+    let mut figures = vec![format!("figure start_ms {:.2}", millis(median(starts)))];
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
     for _ in 0..size.rounds {
@@ -64,16 +64,19 @@ async fn main() -> Result<()> {
     if theirs.is_empty() {
         println!("no etcd on PATH: nothing to compare with");
     }
+    println!("{:<8}{:>14}{:>14}", "", "embedded ms", "real ms");
     for (at, name) in ["put", "watch", "lease"].iter().enumerate() {
         let of = |rounds: &[[Duration; 3]]| median(rounds.iter().map(|round| round[at]).collect());
-        let embedded = of(&ours);
-        println!("{name}_embedded_ms {:.1}", millis(embedded));
-        if !theirs.is_empty() {
-            let real = of(&theirs);
-            println!("{name}_real_ms {:.1}", millis(real));
-            println!("{name}_ratio {:.3}", embedded.as_secs_f64() / real.as_secs_f64());
-        }
+        let (embedded, real) = (of(&ours), (!theirs.is_empty()).then(|| of(&theirs)));
+        let shown = real.map_or_else(|| "-".to_owned(), |real| format!("{:.1}", millis(real)));
+        println!("{name:<8}{:>14.1}{shown:>14}", millis(embedded));
+        figures.extend(
+            real.map(|real| {
+                format!("figure {name}_ratio {:.3}", embedded.as_secs_f64() / real.as_secs_f64())
+            }),
+        );
     }
+    println!("{}", figures.join("\n"));
     Ok(())
 }
 
