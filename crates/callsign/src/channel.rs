@@ -76,11 +76,8 @@ struct Inner {
     shared: Arc<Shared>,
     options: CallOptions,
     /// Dropped with the last clone, which ends the pool.
-    _used: oneshot::Sender<Never>,
+    _used: oneshot::Sender<Infallible>,
 }
-
-/// What no one ever sends.
-type Never = Infallible;
 
 impl Channel {
     /// Settings for a channel over `discover`

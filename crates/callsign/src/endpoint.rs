@@ -1,6 +1,6 @@
 //! An instance that a channel balances over: one task connects, reconnects and drains
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use callsign_core::{backoff::Backoff, load::Load};
 use http::uri::Authority;
@@ -99,11 +99,8 @@ pub(crate) struct Event {
 #[derive(Debug)]
 pub(crate) struct Handle {
     renewed: watch::Sender<()>,
-    _removed: oneshot::Sender<Never>,
+    _removed: oneshot::Sender<Infallible>,
 }
-
-#[derive(Debug)]
-enum Never {}
 
 impl Handle {
     /// The server behind the endpoint has registered anew: a backoff ends, a connection is left alone
@@ -143,7 +140,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, mut removed: oneshot::Receiver<Never>) {
+    async fn run(mut self, mut removed: oneshot::Receiver<Infallible>) {
         tokio::select! {
             biased;
             _ = &mut removed => {}
@@ -156,7 +153,7 @@ impl Worker {
         self.report(EndpointState::Gone, None, None);
     }
 
-    async fn keep_connected(&mut self) -> Never {
+    async fn keep_connected(&mut self) -> Infallible {
         self.report(EndpointState::Connecting, None, None);
         loop {
             let started = Instant::now();

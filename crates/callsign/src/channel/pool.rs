@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     future::{Future, poll_fn},
     hash::Hash,
     pin::Pin,
@@ -73,7 +74,7 @@ where
     }
 
     /// Runs until the channel's last handle is gone; then every endpoint drains by itself
-    pub(super) async fn run(mut self, mut unused: oneshot::Receiver<super::Never>) {
+    pub(super) async fn run(mut self, mut unused: oneshot::Receiver<Infallible>) {
         let mut batch = Vec::new();
         loop {
             let open = poll_fn(|cx| {
@@ -126,7 +127,6 @@ where
                         service = shared.service(),
                         "discovery has ended: the set of endpoints is frozen"
                     );
-                    self.discover = None;
                 }
                 News::Failed(error) => {
                     tracing::warn!(service = shared.service(), %error, "discovery reports an error; the set stays");
