@@ -1,0 +1,466 @@
+//! Which endpoints stay in use although discovery has removed them
+//!
+//! A registry that says "gone" of one instance is believed. One that says so of many at once has more likely lost its
+//! memory than its servers: a leader that wakes and revokes healthy leases, a data directory that was wiped, a key prefix
+//! deleted by hand. Then the endpoints that still answer are *held*: in use, until they stop answering, come back, or have
+//! been away for too long.
+//!
+//! Whether a removal is one of many is known only when the others have followed. Until then a removed endpoint stands
+//! *aside*: it takes no calls, but its connection is kept for one window, and when the removals turn out to be many it is
+//! taken back with all the others. So it makes no difference whether instances vanish at once or one by one.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// Follows what discovery lists, and decides who is held
+///
+/// Endpoints are told apart by their numbers, as in [`Candidate`](crate::policy::Candidate). Changes come by
+/// [`insert`](Self::insert), [`remove`](Self::remove) and [`lost`](Self::lost); nothing is decided before
+/// [`decide`](Self::decide), so that many changes that came together are judged together.
+#[derive(Debug)]
+pub struct Hold {
+    window: Duration,
+    /// How many discovery lists now.
+    listed: usize,
+    /// Those of the last window, and those that are still kept.
+    removed: HashMap<u64, Removed>,
+    /// Listed ones that came within the last window: each makes up for one that was removed.
+    added: HashMap<u64, Instant>,
+    /// Nobody was listed and nobody missed: what comes next is a first list and makes up for nobody.
+    fresh: bool,
+    /// An event of holding is under way.
+    holding: bool,
+}
+
+#[derive(Debug)]
+struct Removed {
+    at: Instant,
+    stands: Stands,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    /// It does not answer: it only counts.
+    Gone,
+    /// It answers, and may yet be held.
+    Aside,
+    Held,
+}
+
+/// What [`Hold::decide`] has decided; endpoints by number, in order
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Removed endpoints that take calls from now on
+    pub held: Vec<u64>,
+    /// Removed endpoints whose time is over, held or aside: to be drained
+    pub over: Vec<u64>,
+    /// Why, if this is the first that are held
+    pub began: Option<Vanished>,
+    /// Whether the last held endpoint has ceased to be one since the last decision
+    pub ended: bool,
+}
+
+/// What vanished from discovery within a window
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vanished {
+    /// Instances that are gone and that no new one makes up for
+    pub missing: usize,
+    /// Instances that there were
+    pub of: usize,
+}
+
+/// An endpoint is held for at most this many windows, counted from its removal.
+const WINDOWS: u32 = 3;
+/// Fewer are never many, unless they were all.
+const FEW: usize = 3;
+
+impl Hold {
+    /// Removals within `window` of each other are judged together; zero holds nobody
+    pub fn new(window: Duration) -> Self {
+        Self {
+            window,
+            listed: 0,
+            removed: HashMap::new(),
+            added: HashMap::new(),
+            fresh: true,
+            holding: false,
+        }
+    }
+
+    /// Whether anybody can ever be held
+    pub fn is_on(&self) -> bool {
+        !self.window.is_zero()
+    }
+
+    /// Discovery lists an endpoint that it did not list before
+    pub fn insert(&mut self, endpoint: u64, now: Instant) {
+        self.listed += 1;
+        if self.removed.remove(&endpoint).is_none() && !self.fresh && self.is_on() {
+            self.added.insert(endpoint, now);
+        }
+    }
+
+    /// Discovery does not list an endpoint any more; `answers` if it is ready for calls
+    pub fn remove(&mut self, endpoint: u64, answers: bool, now: Instant) {
+        self.listed = self.listed.saturating_sub(1);
+        self.added.remove(&endpoint);
+        if self.is_on() {
+            let stands = if answers { Stands::Aside } else { Stands::Gone };
+            self.removed.insert(endpoint, Removed { at: now, stands });
+        }
+    }
+
+    /// A removed endpoint does not answer any more, whatever the reason
+    pub fn lost(&mut self, endpoint: u64) {
+        if let Some(removed) = self.removed.get_mut(&endpoint) {
+            removed.stands = Stands::Gone;
+        }
+    }
+
+    /// Whether the connection of a removed endpoint is to be kept, be it held or aside
+    pub fn keeps(&self, endpoint: u64) -> bool {
+        self.removed.get(&endpoint).is_some_and(|removed| removed.stands != Stands::Gone)
+    }
+
+    /// Judges what has changed; also to be called when it is [`due`](Self::due)
+    pub fn decide(&mut self, now: Instant) -> Decision {
+        let mut decision = Decision { over: self.expire(now), ..Decision::default() };
+        if let Some(vanished) = self.vanished(now) {
+            decision.held = self.take_back();
+            decision.began = Some(vanished).filter(|_| !self.holding && !decision.held.is_empty());
+        }
+        let holding = self.removed.values().any(|removed| removed.stands == Stands::Held);
+        decision.ended = self.holding && !holding;
+        self.holding = holding;
+        self.fresh = self.listed == 0 && self.removed.is_empty();
+        decision
+    }
+
+    /// When time alone changes something
+    pub fn due(&self) -> Option<Instant> {
+        let kept = self.removed.values().filter(|removed| removed.stands != Stands::Gone);
+        kept.filter_map(|removed| removed.at.checked_add(removed.span(self.window))).min()
+    }
+
+    /// Forgets what was longer ago than it counts; those that were kept until now
+    fn expire(&mut self, now: Instant) -> Vec<u64> {
+        let window = self.window;
+        self.added.retain(|_, at| now.saturating_duration_since(*at) < window);
+        let mut over = Vec::new();
+        self.removed.retain(|endpoint, removed| {
+            let counts = now.saturating_duration_since(removed.at) < removed.span(window);
+            if !counts && removed.stands != Stands::Gone {
+                over.push(*endpoint);
+            }
+            counts
+        });
+        over.sort_unstable();
+        over
+    }
+
+    /// What vanished within the window that ends now, if it is more than discovery is believed
+    fn vanished(&self, now: Instant) -> Option<Vanished> {
+        let recent = |removed: &&Removed| now.saturating_duration_since(removed.at) < self.window;
+        let missing = self.removed.values().filter(recent).count().saturating_sub(self.added.len());
+        let vanished = Vanished { missing, of: self.listed + missing };
+        let all = self.listed == 0 && missing > 0;
+        let many = missing >= FEW && missing * 3 > vanished.of;
+        (all || many).then_some(vanished)
+    }
+
+    fn take_back(&mut self) -> Vec<u64> {
+        let mut held = Vec::new();
+        for (endpoint, removed) in &mut self.removed {
+            if removed.stands == Stands::Aside {
+                removed.stands = Stands::Held;
+                held.push(*endpoint);
+            }
+        }
+        held.sort_unstable();
+        held
+    }
+}
+
+impl Removed {
+    /// How long it counts, from its removal
+    fn span(&self, window: Duration) -> Duration {
+        if self.stands == Stands::Held { window.saturating_mul(WINDOWS) } else { window }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(15);
+    const NOBODY: [u64; 0] = [];
+
+    /// A hold with a clock of its own
+    struct Test {
+        hold: Hold,
+        now: Instant,
+    }
+
+    /// A service of `n` instances, which are listed for long
+    fn service(n: u64) -> Test {
+        let mut test = Test { hold: Hold::new(WINDOW), now: Instant::now() };
+        assert_eq!(test.change(0..n, 0..0), Decision::default());
+        test
+    }
+
+    impl Test {
+        /// Everything in one batch
+        fn change(&mut self, inserted: Range<u64>, removed: Range<u64>) -> Decision {
+            inserted.for_each(|endpoint| self.hold.insert(endpoint, self.now));
+            removed.for_each(|endpoint| self.hold.remove(endpoint, true, self.now));
+            self.hold.decide(self.now)
+        }
+
+        fn remove(&mut self, endpoint: u64) -> Decision {
+            self.change(0..0, endpoint..endpoint + 1)
+        }
+
+        fn insert(&mut self, endpoint: u64) -> Decision {
+            self.change(endpoint..endpoint + 1, 0..0)
+        }
+
+        fn after(&mut self, wait: Duration) -> Decision {
+            self.now += wait;
+            self.hold.decide(self.now)
+        }
+    }
+
+    fn numbers(range: Range<u64>) -> Vec<u64> {
+        range.collect()
+    }
+
+    #[test]
+    fn many_are_held_and_a_few_are_let_go() {
+        for (n, removed, held) in [
+            (1, 1, true),
+            (2, 1, false),
+            (2, 2, true),
+            (3, 1, false),
+            (3, 2, false),
+            (3, 3, true),
+            (8, 2, false),
+            (8, 3, true),
+            (9, 3, false),
+            (20, 6, false),
+            (20, 7, true),
+            (20, 20, true),
+            (100, 33, false),
+            (100, 34, true),
+            (100, 100, true),
+        ] {
+            let decision = service(n).change(0..0, 0..removed);
+            let vanished = Vanished { missing: removed as usize, of: n as usize };
+            assert_eq!(decision.held, if held { numbers(0..removed) } else { vec![] }, "{removed} of {n}");
+            assert_eq!(decision.began, held.then_some(vanished), "{removed} of {n}");
+            assert_eq!((decision.over, decision.ended), (vec![], false));
+        }
+    }
+
+    #[test]
+    fn those_that_vanished_first_are_taken_back_when_the_others_follow() {
+        for (n, many) in [(1, 1), (2, 2), (3, 3), (4, 3), (20, 7), (100, 34)] {
+            let mut test = service(n);
+            for endpoint in 0..n {
+                let held = test.remove(endpoint).held;
+                test.now += Duration::from_millis(50);
+                let expected = match endpoint + 1 {
+                    vanished if vanished < many => vec![],
+                    vanished if vanished == many => numbers(0..many),
+                    _ => vec![endpoint],
+                };
+                assert_eq!(held, expected, "{} of {n}", endpoint + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn one_event_of_holding_begins_once_and_ends_once() {
+        let mut test = service(20);
+        let began: Vec<_> = (0..20).filter_map(|endpoint| test.remove(endpoint).began).collect();
+        assert_eq!(began, [Vanished { missing: 7, of: 20 }]);
+        let ended = (0..20).filter(|endpoint| {
+            test.hold.lost(*endpoint);
+            test.hold.decide(test.now).ended
+        });
+        assert_eq!(ended.collect::<Vec<_>>(), [19]);
+        assert!(!test.hold.decide(test.now).ended);
+    }
+
+    #[test]
+    fn removals_further_apart_than_a_window_are_not_judged_together() {
+        let mut test = service(20);
+        for endpoint in 0..19 {
+            assert_eq!(test.remove(endpoint).held, NOBODY);
+            // Two within any 15 s.
+            test.now += Duration::from_secs(8);
+        }
+        assert_eq!(test.remove(19).held, [18, 19], "the set is empty: those of the last window");
+    }
+
+    #[test]
+    fn a_removed_endpoint_stands_aside_for_a_window_and_is_held_for_three() {
+        let mut test = service(20);
+        test.remove(0);
+        assert!(test.hold.keeps(0));
+        assert_eq!(test.hold.due(), Some(test.now + WINDOW));
+        let removed = test.now;
+        assert_eq!(test.after(WINDOW - Duration::from_millis(1)).over, NOBODY);
+        assert_eq!(test.after(Duration::from_millis(1)).over, [0]);
+        assert!(!test.hold.keeps(0) && test.hold.due().is_none());
+
+        test.change(0..0, 1..8);
+        assert_eq!(test.hold.due(), Some(removed + 4 * WINDOW), "held since the end of the first window");
+        let last = test.after(3 * WINDOW - Duration::from_millis(1));
+        assert_eq!((last.over, last.ended), (vec![], false));
+        let last = test.after(Duration::from_millis(1));
+        assert_eq!((last.over, last.ended), (numbers(1..8), true));
+    }
+
+    #[test]
+    fn three_windows_count_from_each_removal() {
+        let mut test = service(3);
+        for endpoint in 0..3 {
+            test.remove(endpoint);
+            test.now += Duration::from_secs(5);
+        }
+        // 15 s after the first removal.
+        assert_eq!(test.after(Duration::from_secs(29)).over, NOBODY);
+        for (wait, over) in [(1, 0), (5, 1), (5, 2)] {
+            let decision = test.after(Duration::from_secs(wait));
+            assert_eq!((decision.over, decision.ended), (vec![over], over == 2));
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_does_not_answer_counts_and_is_never_held() {
+        let mut test = service(4);
+        test.hold.remove(0, false, test.now);
+        test.remove(1);
+        test.hold.lost(1);
+        assert_eq!(test.remove(2).held, [2], "three of four have vanished, and one of them answers");
+        assert!(!test.hold.keeps(0) && !test.hold.keeps(1));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_listed_again_is_an_endpoint_like_any_other() {
+        let mut test = service(3);
+        test.change(0..0, 0..3);
+        for endpoint in 0..3 {
+            let decision = test.insert(endpoint);
+            assert_eq!((decision.over, decision.ended), (vec![], endpoint == 2));
+            assert!(!test.hold.keeps(endpoint));
+        }
+        // Nothing is left of the event: neither a count nor a time.
+        assert_eq!(test.hold.due(), None);
+        assert_eq!(test.remove(0).held, NOBODY);
+        assert_eq!(test.remove(1).held, NOBODY);
+        test.insert(0);
+        test.insert(1);
+        assert_eq!(test.after(3 * WINDOW).over, NOBODY);
+    }
+
+    #[test]
+    fn those_that_come_back_in_time_were_never_missed() {
+        let mut test = service(20);
+        for endpoint in 0..20 {
+            assert_eq!(test.remove(endpoint).held, NOBODY);
+            test.insert(endpoint);
+        }
+    }
+
+    #[test]
+    fn a_rolling_deployment_holds_nobody() {
+        for n in [1_u64, 2, 3, 20, 100] {
+            for surge in [1, n.div_ceil(4)] {
+                let mut first = service(n);
+                let mut last = service(n);
+                for old in (0..n).step_by(surge as usize) {
+                    let old = old..(old + surge).min(n);
+                    let new = old.start + 1000..old.end + 1000;
+                    assert_eq!(first.change(new.clone(), 0..0).held, NOBODY);
+                    assert_eq!(
+                        first.change(0..0, old.clone()).held,
+                        NOBODY,
+                        "new ones first, {surge} of {n}"
+                    );
+                    if surge == 1 && n > 1 {
+                        assert_eq!(last.change(0..0, old).held, NOBODY);
+                        assert_eq!(last.change(new, 0..0).held, NOBODY, "old ones first, {surge} of {n}");
+                    }
+                    first.now += Duration::from_millis(700);
+                    last.now += Duration::from_millis(700);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_that_is_replaced_at_once_holds_nobody() {
+        for n in [1, 3, 20] {
+            assert_eq!(service(n).change(n..2 * n, 0..n).held, NOBODY);
+        }
+        let half = service(20).change(20..30, 0..20);
+        assert_eq!(half.held, numbers(0..20), "ten of twenty are missing");
+        assert_eq!(half.began, Some(Vanished { missing: 10, of: 20 }));
+    }
+
+    #[test]
+    fn a_first_list_makes_up_for_nobody() {
+        let mut test = service(20);
+        assert_eq!(test.change(0..0, 0..7).held, numbers(0..7), "a moment after the first list");
+    }
+
+    #[test]
+    fn a_newcomer_that_is_removed_makes_up_for_nobody() {
+        let mut test = service(6);
+        test.change(10..13, 0..0);
+        test.change(0..0, 10..13);
+        assert_eq!(test.remove(0).held, vec![0, 10, 11, 12], "four of nine");
+    }
+
+    #[test]
+    fn what_vanishes_while_others_are_held_is_judged_by_the_same_rule() {
+        let mut test = service(20);
+        test.change(0..0, 0..7);
+        test.now += 2 * WINDOW;
+        let decision = test.remove(7);
+        assert_eq!((decision.held, decision.began), (vec![], None), "one of thirteen");
+        assert_eq!(test.change(0..0, 8..12).held, numbers(7..12), "five of thirteen");
+        assert_eq!(test.after(WINDOW).over, numbers(0..7));
+    }
+
+    #[test]
+    fn a_window_of_zero_holds_nobody_and_remembers_nothing() {
+        let mut hold = Hold::new(Duration::ZERO);
+        let now = Instant::now();
+        hold.insert(0, now);
+        hold.decide(now);
+        hold.insert(1, now);
+        hold.remove(0, true, now);
+        hold.remove(1, true, now);
+        assert!(!hold.is_on() && !hold.keeps(0));
+        assert_eq!(hold.decide(now), Decision::default());
+        assert!(hold.removed.is_empty() && hold.added.is_empty());
+    }
+
+    #[test]
+    fn the_longest_window_never_ends() {
+        let mut hold = Hold::new(Duration::MAX);
+        let now = Instant::now();
+        hold.insert(0, now);
+        hold.decide(now);
+        hold.remove(0, true, now);
+        assert_eq!(hold.decide(now).held, [0]);
+        assert_eq!(hold.due(), None);
+        assert_eq!(hold.decide(now + 1000 * WINDOW).over, NOBODY);
+    }
+}
