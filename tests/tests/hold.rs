@@ -404,9 +404,8 @@ async fn an_endpoint_that_comes_back_connects_again_when_its_connection_ends() {
     wait::until("it is not held", BOUND, || held(channel.endpoints()).is_empty().then_some(())).await;
     drop(server);
     log.until(&address, EndpointState::Backoff, began, BOUND).await;
-    let _server = greeter!().listen(&address).start().await;
-    greet(GreeterClient::new(channel.clone()), BOUND).await.ok();
     let lost = Instant::now();
+    let _server = greeter!().listen(&address).start().await;
     log.until(&address, EndpointState::Ready, lost, BOUND).await;
     assert_eq!(channel.endpoints().len(), 1);
 }

@@ -40,23 +40,23 @@ struct Removed {
     stands: Stands,
 }
 
+/// What becomes of an endpoint that discovery has removed
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stands {
-    /// It does not answer: it only counts.
+pub enum Stands {
+    /// It drains: it does not answer, or its time is over
     Gone,
-    /// It answers, and may yet be held.
+    /// No new calls, but its connection is kept: it may yet be held
     Aside,
+    /// Calls go on to be sent to it
     Held,
 }
 
-/// What [`Hold::decide`] has decided; endpoints by number, in order
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What is new with [`Hold::decide`]; what becomes of each endpoint is told by [`Hold::stands`]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// Removed endpoints that take calls from now on
-    pub held: Vec<u64>,
-    /// Removed endpoints whose time is over, held or aside: to be drained
-    pub over: Vec<u64>,
-    /// Why, if this is the first that are held
+    /// How many more are held
+    pub held: usize,
+    /// Why, if they are the first
     pub began: Option<Vanished>,
     /// Whether the last held endpoint has ceased to be one since the last decision
     pub ended: bool,
@@ -124,17 +124,18 @@ impl Hold {
         self.removed.is_empty()
     }
 
-    /// Whether the connection of a removed endpoint is to be kept, be it held or aside
-    pub fn keeps(&self, endpoint: u64) -> bool {
-        self.removed.get(&endpoint).is_some_and(|removed| removed.stands != Stands::Gone)
+    /// What becomes of a removed endpoint, as last decided
+    pub fn stands(&self, endpoint: u64) -> Stands {
+        self.removed.get(&endpoint).map_or(Stands::Gone, |removed| removed.stands)
     }
 
     /// Judges what has changed; also to be called when it is [`due`](Self::due)
     pub fn decide(&mut self, now: Instant) -> Decision {
-        let mut decision = Decision { over: self.expire(now), ..Decision::default() };
+        self.expire(now);
+        let mut decision = Decision::default();
         if let Some(vanished) = self.vanished(now) {
             decision.held = self.take_back();
-            decision.began = Some(vanished).filter(|_| !self.holding && !decision.held.is_empty());
+            decision.began = Some(vanished).filter(|_| !self.holding && decision.held > 0);
         }
         let holding = self.removed.values().any(|removed| removed.stands == Stands::Held);
         decision.ended = self.holding && !holding;
@@ -149,20 +150,11 @@ impl Hold {
         kept.filter_map(|removed| removed.at.checked_add(removed.span(self.window))).min()
     }
 
-    /// Forgets what was longer ago than it counts; those that were kept until now
-    fn expire(&mut self, now: Instant) -> Vec<u64> {
-        let window = self.window;
-        self.added.retain(|_, at| now.saturating_duration_since(*at) < window);
-        let mut over = Vec::new();
-        self.removed.retain(|endpoint, removed| {
-            let counts = now.saturating_duration_since(removed.at) < removed.span(window);
-            if !counts && removed.stands != Stands::Gone {
-                over.push(*endpoint);
-            }
-            counts
-        });
-        over.sort_unstable();
-        over
+    /// Forgets what was longer ago than it counts
+    fn expire(&mut self, now: Instant) {
+        let ago = |at| now.saturating_duration_since(at);
+        self.added.retain(|_, at| ago(*at) < self.window);
+        self.removed.retain(|_, removed| ago(removed.at) < removed.span(self.window));
     }
 
     /// What vanished within the window that ends now, if it is more than discovery is believed
@@ -175,16 +167,10 @@ impl Hold {
         (all || many).then_some(vanished)
     }
 
-    fn take_back(&mut self) -> Vec<u64> {
-        let mut held = Vec::new();
-        for (endpoint, removed) in &mut self.removed {
-            if removed.stands == Stands::Aside {
-                removed.stands = Stands::Held;
-                held.push(*endpoint);
-            }
-        }
-        held.sort_unstable();
-        held
+    /// Holds all who stand aside; how many
+    fn take_back(&mut self) -> usize {
+        let aside = self.removed.values_mut().filter(|removed| removed.stands == Stands::Aside);
+        aside.map(|removed| removed.stands = Stands::Held).count()
     }
 }
 
@@ -197,7 +183,7 @@ impl Removed {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
+    use std::{collections::BTreeMap, ops::Range};
 
     use super::*;
 
@@ -208,6 +194,18 @@ mod tests {
     struct Test {
         hold: Hold,
         now: Instant,
+        /// What stood how after the last decision.
+        stood: BTreeMap<u64, Stands>,
+    }
+
+    /// A decision and what it changed, endpoint by endpoint
+    #[derive(Debug, PartialEq)]
+    struct Outcome {
+        held: Vec<u64>,
+        /// No longer kept, and not listed either.
+        over: Vec<u64>,
+        began: Option<Vanished>,
+        ended: bool,
     }
 
     #[allow(clippy::disallowed_methods, reason = "any instant will do as the zero of a test")]
@@ -217,30 +215,55 @@ mod tests {
 
     /// A service of `n` instances: its first list
     fn service(n: u64) -> Test {
-        let mut test = Test { hold: Hold::new(WINDOW), now: zero() };
-        assert_eq!(test.change(0..n, 0..0), Decision::default());
+        let mut test = Test { hold: Hold::new(WINDOW), now: zero(), stood: BTreeMap::new() };
+        let outcome = test.change(0..n, 0..0);
+        assert_eq!(outcome, Outcome { held: vec![], over: vec![], began: None, ended: false });
         test
     }
 
     impl Test {
         /// Everything in one batch
-        fn change(&mut self, inserted: Range<u64>, removed: Range<u64>) -> Decision {
-            inserted.for_each(|endpoint| self.hold.insert(endpoint, self.now));
-            removed.for_each(|endpoint| self.hold.remove(endpoint, true, self.now));
-            self.hold.decide(self.now)
+        fn change(&mut self, inserted: Range<u64>, removed: Range<u64>) -> Outcome {
+            for endpoint in inserted {
+                self.stood.remove(&endpoint);
+                self.hold.insert(endpoint, self.now);
+            }
+            for endpoint in removed {
+                self.stood.insert(endpoint, Stands::Aside);
+                self.hold.remove(endpoint, true, self.now);
+            }
+            self.decide()
         }
 
-        fn remove(&mut self, endpoint: u64) -> Decision {
+        fn remove(&mut self, endpoint: u64) -> Outcome {
             self.change(0..0, endpoint..endpoint + 1)
         }
 
-        fn insert(&mut self, endpoint: u64) -> Decision {
+        fn insert(&mut self, endpoint: u64) -> Outcome {
             self.change(endpoint..endpoint + 1, 0..0)
         }
 
-        fn after(&mut self, wait: Duration) -> Decision {
+        fn after(&mut self, wait: Duration) -> Outcome {
             self.now += wait;
-            self.hold.decide(self.now)
+            self.decide()
+        }
+
+        fn decide(&mut self) -> Outcome {
+            let Decision { held, began, ended } = self.hold.decide(self.now);
+            let mut outcome = Outcome { held: vec![], over: vec![], began, ended };
+            for (endpoint, stood) in &mut self.stood {
+                match (std::mem::replace(stood, self.hold.stands(*endpoint)), *stood) {
+                    (Stands::Aside, Stands::Held) => outcome.held.push(*endpoint),
+                    (Stands::Aside | Stands::Held, Stands::Gone) => outcome.over.push(*endpoint),
+                    (before, after) => assert_eq!(before, after),
+                }
+            }
+            assert_eq!(outcome.held.len(), held);
+            outcome
+        }
+
+        fn keeps(&self, endpoint: u64) -> bool {
+            self.hold.stands(endpoint) != Stands::Gone
         }
     }
 
@@ -299,10 +322,10 @@ mod tests {
         assert_eq!(began, [Vanished { missing: 7, of: 20 }]);
         let ended = (0..20).filter(|endpoint| {
             test.hold.lost(*endpoint);
-            test.hold.decide(test.now).ended
+            test.decide().ended
         });
         assert_eq!(ended.collect::<Vec<_>>(), [19]);
-        assert!(!test.hold.decide(test.now).ended);
+        assert!(!test.decide().ended);
     }
 
     #[test]
@@ -320,12 +343,12 @@ mod tests {
     fn a_removed_endpoint_stands_aside_for_a_window_and_is_held_for_three() {
         let mut test = service(20);
         test.remove(0);
-        assert!(test.hold.keeps(0));
+        assert!(test.keeps(0));
         assert_eq!(test.hold.due(), Some(test.now + WINDOW));
         let removed = test.now;
         assert_eq!(test.after(WINDOW - Duration::from_millis(1)).over, NOBODY);
         assert_eq!(test.after(Duration::from_millis(1)).over, [0]);
-        assert!(!test.hold.keeps(0) && test.hold.due().is_none());
+        assert!(!test.keeps(0) && test.hold.due().is_none());
 
         test.change(0..0, 1..8);
         assert_eq!(test.hold.due(), Some(removed + 4 * WINDOW), "held since the end of the first window");
@@ -357,7 +380,7 @@ mod tests {
         test.remove(1);
         test.hold.lost(1);
         assert_eq!(test.remove(2).held, [2], "three of four have vanished, and one of them answers");
-        assert!(!test.hold.keeps(0) && !test.hold.keeps(1));
+        assert!(!test.keeps(0) && !test.keeps(1));
     }
 
     #[test]
@@ -367,7 +390,7 @@ mod tests {
         for endpoint in 0..3 {
             let decision = test.insert(endpoint);
             assert_eq!((decision.over, decision.ended), (vec![], endpoint == 2));
-            assert!(!test.hold.keeps(endpoint));
+            assert!(!test.keeps(endpoint));
         }
         // Nothing is left of the event: neither a count nor a time.
         assert!(test.hold.is_calm() && test.hold.due().is_none());
@@ -457,7 +480,7 @@ mod tests {
         hold.insert(1, now);
         hold.remove(0, true, now);
         hold.remove(1, true, now);
-        assert!(!hold.is_on() && !hold.keeps(0));
+        assert!(!hold.is_on() && hold.stands(0) == Stands::Gone);
         assert_eq!(hold.decide(now), Decision::default());
         assert!(hold.removed.is_empty() && hold.added.is_empty());
     }
@@ -469,8 +492,9 @@ mod tests {
         hold.insert(0, now);
         hold.decide(now);
         hold.remove(0, true, now);
-        assert_eq!(hold.decide(now).held, [0]);
+        assert_eq!(hold.decide(now).held, 1);
         assert_eq!(hold.due(), None);
-        assert_eq!(hold.decide(now + 1000 * WINDOW).over, NOBODY);
+        hold.decide(now + 1000 * WINDOW);
+        assert_eq!(hold.stands(0), Stands::Held);
     }
 }

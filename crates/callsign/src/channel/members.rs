@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callsign_core::hold::{Decision, Hold};
+use callsign_core::hold::{Decision, Hold, Stands};
 use http::uri::Authority;
 use tokio::sync::mpsc;
 
@@ -107,7 +107,6 @@ impl<K: Hash + Eq> Members<K> {
         member.listed = false;
         member.handle.keep_only();
         self.hold.remove(member.number, true, now);
-        book.set_standing(member.number, Standing::Leaving);
     }
 
     /// Drains an endpoint, whatever else is removed
@@ -127,20 +126,18 @@ impl<K: Hash + Eq> Members<K> {
             self.hold.decide(now);
             return;
         }
-        for member in self.by_key.values().filter(|member| !member.listed) {
-            if !book.answers(member.number) {
-                self.hold.lost(member.number);
-            }
+        let removed = self.by_key.values().filter(|member| !member.listed);
+        let removed: Vec<_> = removed.map(|member| member.number).collect();
+        for &number in removed.iter().filter(|number| !book.answers(**number)) {
+            self.hold.lost(number);
         }
         let decision = self.hold.decide(now);
-        for &number in &decision.held {
-            book.set_standing(number, Standing::Held);
+        for &number in &removed {
+            let held = self.hold.stands(number) == Stands::Held;
+            book.set_standing(number, if held { Standing::Held } else { Standing::Leaving });
         }
-        for &number in &decision.over {
-            book.set_standing(number, Standing::Leaving);
-        }
-        self.by_key.retain(|_, member| member.listed || self.hold.keeps(member.number));
-        tell(service, &decision);
+        self.by_key.retain(|_, member| member.listed || self.hold.stands(member.number) != Stands::Gone);
+        tell(service, decision);
     }
 
     /// When [`settle`](Self::settle) is next called for, though nothing may have changed
@@ -149,17 +146,17 @@ impl<K: Hash + Eq> Members<K> {
     }
 }
 
-fn tell(service: &str, decision: &Decision) {
+fn tell(service: &str, decision: Decision) {
     if let Some(vanished) = decision.began {
         tracing::warn!(
             service,
             vanished = vanished.missing,
             of = vanished.of,
-            held = decision.held.len(),
+            held = decision.held,
             "too many instances vanished at once: those that still answer are held"
         );
-    } else if !decision.held.is_empty() {
-        tracing::debug!(service, held = decision.held.len(), "more endpoints are held");
+    } else if decision.held > 0 {
+        tracing::debug!(service, held = decision.held, "more endpoints are held");
     }
     if decision.ended {
         tracing::info!(service, "no endpoint is held any more");
