@@ -97,7 +97,7 @@ impl Hold {
     /// Discovery lists an endpoint that it did not list before
     pub fn insert(&mut self, endpoint: u64, now: Instant) {
         self.listed += 1;
-        if self.removed.remove(&endpoint).is_none() && !self.fresh && self.is_on() {
+        if self.removed.remove(&endpoint).is_none() && !self.fresh {
             self.added.insert(endpoint, now);
         }
     }
@@ -381,6 +381,8 @@ mod tests {
         test.hold.lost(1);
         assert_eq!(test.remove(2).held, [2], "three of four have vanished, and one of them answers");
         assert!(!test.keeps(0) && !test.keeps(1));
+        test.hold.lost(2);
+        assert_eq!(test.hold.due(), None, "time changes nothing for those that are gone");
     }
 
     #[test]
@@ -450,6 +452,22 @@ mod tests {
     fn a_first_list_makes_up_for_nobody() {
         let mut test = service(20);
         assert_eq!(test.change(0..0, 0..7).held, numbers(0..7), "a moment after the first list");
+    }
+
+    #[test]
+    fn an_endpoint_that_came_back_makes_up_for_nobody_else() {
+        let mut test = service(20);
+        test.change(0..0, 0..7);
+        test.change(0..7, 0..0);
+        assert_eq!(test.change(0..0, 7..14).held, numbers(7..14));
+    }
+
+    #[test]
+    fn a_newcomer_is_one_of_the_others_after_a_window() {
+        let mut test = service(3);
+        test.change(3..6, 0..0);
+        test.now += WINDOW;
+        assert_eq!(test.change(0..0, 0..3).held, numbers(0..3), "three of six");
     }
 
     #[test]
