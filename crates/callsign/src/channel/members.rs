@@ -121,12 +121,9 @@ impl<K: Hash + Eq> Members<K> {
 
     /// Judges the changes since the last time together: removed endpoints are held, or drain
     pub(super) fn settle(&mut self, service: &str, book: &mut Book, now: Instant) {
-        if self.hold.is_calm() {
-            // Nobody was removed: no need to look at each.
-            self.hold.decide(now);
-            return;
-        }
-        let removed = self.by_key.values().filter(|member| !member.listed);
+        // As long as nobody was removed there is no need to look at each.
+        let calm = self.hold.is_calm();
+        let removed = self.by_key.values().filter(|member| !(calm || member.listed));
         let removed: Vec<_> = removed.map(|member| member.number).collect();
         for &number in removed.iter().filter(|number| !book.answers(**number)) {
             self.hold.lost(number);
@@ -136,7 +133,10 @@ impl<K: Hash + Eq> Members<K> {
             let held = self.hold.stands(number) == Stands::Held;
             book.set_standing(number, if held { Standing::Held } else { Standing::Leaving });
         }
-        self.by_key.retain(|_, member| member.listed || self.hold.stands(member.number) != Stands::Gone);
+        if !removed.is_empty() {
+            let stays = |member: &Member| member.listed || self.hold.stands(member.number) != Stands::Gone;
+            self.by_key.retain(|_, member| stays(member));
+        }
         tell(service, decision);
     }
 
