@@ -417,6 +417,8 @@ async fn a_held_endpoint_that_has_lost_its_connection_is_not_dialled_again() {
     remove(&changes, &address);
     wait::until("it is held", BOUND, || (held(channel.endpoints()).len() == 1).then_some(())).await;
 
+    // Attempts are 100 ms apart at least: from now on another would begin at once.
+    tokio::time::sleep(Duration::from_millis(150)).await;
     pipe.abort();
     log.until(&address, EndpointState::Gone, began, BOUND).await;
     let probe = TcpStream::connect(address.to_string()).await.unwrap();
