@@ -73,7 +73,9 @@ impl Client {
     async fn of(etcd: &EtcdProcess, addresses: &[Address], window: Duration) -> Self {
         let began = Instant::now();
         let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.expect("etcd runs");
-        let builder = EtcdChannel::builder(SERVICE).etcd(&session).hold_window(window);
+        // A moment without an endpoint is to be noticed.
+        let builder = EtcdChannel::builder(SERVICE).etcd(&session).pick_timeout(Duration::ZERO);
+        let builder = builder.hold_window(window);
         let channel = builder.connect().await.expect("servers run");
         let log = UpdateLog::new(channel.updates());
         for address in addresses {
