@@ -26,6 +26,9 @@ use crate::{
 /// Every tonic-generated client takes it, also inside `tokio::spawn` and with interceptors. Clones are cheap and share
 /// everything; the last clone's drop ends it, as with [`Channel`].
 ///
+/// An etcd that forgets its instances does not take the servers away: see
+/// [`hold_window`](EtcdChannelBuilder::hold_window).
+///
 /// ```no_run
 /// use callsign::EtcdChannel;
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -86,7 +89,7 @@ impl EtcdChannel {
             target: target.as_ref().to_owned(),
             etcd: None,
             connect_timeout: CONNECT_TIMEOUT,
-            settings: Settings::default(),
+            settings: Settings { hold_window: HOLD_WINDOW, ..Settings::default() },
         }
     }
 
@@ -128,6 +131,9 @@ impl Service<Request<Body>> for EtcdChannel {
 
 /// Time for [`EtcdChannel::connect`] in all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The default TTL of a registration: leases that end for one reason have all ended by then.
+const HOLD_WINDOW: Duration = Duration::from_secs(15);
 
 /// Settings of an [`EtcdChannel`]
 #[must_use = "a builder does nothing until it connects"]

@@ -64,8 +64,9 @@ impl EtcdDiscover {
 
     /// tonic's own balanced channel, fed with the service's endpoints
     ///
-    /// For those who need tonic's type. It connects to `http://` addresses, in plaintext. A task feeds it, which ends
-    /// when the channel's last clone is dropped. Must be called within a tokio runtime.
+    /// For those who need tonic's type. It connects to `http://` addresses, in plaintext. It holds no endpoints: nobody
+    /// knows which of them answer, so what etcd forgets is gone until it is registered again. A task feeds it, which
+    /// ends when the channel's last clone is dropped. Must be called within a tokio runtime.
     pub fn into_tonic_channel(self) -> tonic::transport::Channel {
         tonic_channel::fed_by(self)
     }
