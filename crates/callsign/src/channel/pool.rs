@@ -36,7 +36,8 @@ pub(super) struct EndpointConfig {
 /// The one writer of a channel's set of endpoints
 pub(super) struct Pool<D: Discover> {
     discover: Option<D>,
-    handles: HashMap<D::Key, (Address, Handle)>,
+    /// Each with the instance that was told last.
+    handles: HashMap<D::Key, (Instance, Handle)>,
     config: EndpointConfig,
     shared: Arc<Shared>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -142,8 +143,14 @@ where
             // Going on in plaintext would be a silent downgrade.
             return tracing::warn!(address = %instance.address, "TLS is not supported yet: instance skipped");
         }
-        match self.handles.get(&key) {
-            Some((address, handle)) if *address == instance.address => return handle.renew(),
+        match self.handles.get_mut(&key) {
+            Some((known, handle)) if known.address == instance.address => {
+                if is_anew(known, &instance) {
+                    handle.renew();
+                }
+                *known = instance;
+                return;
+            }
             // Another address under the same key is another endpoint; the old one drains when its handle is replaced.
             _ => {}
         }
@@ -163,7 +170,7 @@ where
         let endpoint = Arc::new(Endpoint { number, address, authority, load: Arc::new(Load::default()) });
         entries.insert(number, Entry::new(Arc::clone(&endpoint)));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), self.reporter.clone());
-        self.handles.insert(key, (instance.address, handle));
+        self.handles.insert(key, (instance, handle));
     }
 }
 
@@ -174,11 +181,39 @@ impl<D: Discover> Drop for Pool<D> {
     }
 }
 
+/// Whether the server behind a known key has registered anew
+///
+/// An older instance that is shown since a newer one has left is no news of the server. The same id at a lower revision is:
+/// etcd was wiped. Where there are no revisions every insert is news.
+fn is_anew(known: &Instance, instance: &Instance) -> bool {
+    let (before, now) = (known.mod_revision, instance.mod_revision);
+    now == 0 || now > before || (known.id == instance.id && now != before)
+}
+
 /// News applied at once: bounds the time in which nothing is published.
 const BATCH: usize = 4096;
 
 impl Entry {
     fn new(endpoint: Arc<Endpoint>) -> Self {
         Self { endpoint, state: EndpointState::Idle, sender: None, cause: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_instance_that_is_left_is_no_news_of_the_server() {
+        let instance = |id: &str, mod_revision| {
+            let address = Address::new("h", 1).unwrap();
+            Instance { id: id.into(), mod_revision, ..Instance::new(address) }
+        };
+        let is_anew = |before, now| super::is_anew(&before, &now);
+        assert!(is_anew(instance("a", 5), instance("a", 6)) && is_anew(instance("a", 5), instance("b", 6)));
+        assert!(!is_anew(instance("b", 6), instance("a", 5)), "b has left");
+        assert!(!is_anew(instance("a", 5), instance("a", 5)), "only the metadata is another");
+        assert!(is_anew(instance("a", 5000), instance("a", 3)), "etcd was wiped");
+        assert!(is_anew(instance("a", 0), instance("a", 0)), "a list of one's own has no revisions");
     }
 }
