@@ -21,6 +21,9 @@ mod pace;
 mod request;
 mod watching;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};

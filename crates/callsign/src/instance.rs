@@ -6,6 +6,9 @@ mod metadata;
 #[cfg(feature = "etcd")]
 pub(crate) mod format;
 
+#[cfg(all(test, feature = "etcd"))]
+mod fuzz;
+
 use std::sync::Arc;
 
 #[cfg(feature = "etcd")]

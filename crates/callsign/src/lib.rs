@@ -57,6 +57,9 @@ mod replay;
 
 mod error;
 
+#[cfg(all(test, feature = "etcd"))]
+mod fuzz;
+
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{

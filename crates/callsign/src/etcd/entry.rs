@@ -31,7 +31,7 @@ impl Entry {
         Self::of(prefix, pair.key(), pair.value(), pair.mod_revision())
     }
 
-    fn of(prefix: &str, key: &[u8], value: &[u8], mod_revision: i64) -> Self {
+    pub(super) fn of(prefix: &str, key: &[u8], value: &[u8], mod_revision: i64) -> Self {
         match id(prefix, key) {
             Id::Foreign => Self::Foreign,
             Id::Garbage(garbage) => Self::Garbage(garbage),
