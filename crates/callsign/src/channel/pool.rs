@@ -22,7 +22,7 @@ use super::shared::{Entry, Shared};
 use crate::{
     connection,
     endpoint::{self, Endpoint, EndpointState, Event, Handle},
-    instance::{Address, Instance},
+    instance::Instance,
 };
 
 /// What the pool needs to make endpoints
@@ -202,6 +202,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Address;
 
     #[test]
     fn an_older_instance_that_is_left_is_no_news_of_the_server() {
