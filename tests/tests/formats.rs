@@ -214,7 +214,8 @@ async fn a_server_with_metadata_that_its_layout_cannot_hold_does_not_start() {
     let refused = async |serve: Serve| {
         let hello =
             router(Server::builder(), Hello { name: "a".into(), delay: Duration::ZERO }, &Calls::default());
-        match serve.listen("127.0.0.1:0").etcd(&etcd).run(hello).await {
+        let serving = serve.listen("127.0.0.1:0").etcd(&etcd).run(hello);
+        match wait::within("it does not start", SEEN, serving).await {
             Err(ServeError::Register(error)) => error,
             other => panic!("{other:?}"),
         }
