@@ -8,6 +8,9 @@ mod etcd;
 #[cfg(feature = "etcd")]
 mod target;
 
+#[cfg(all(test, feature = "etcd"))]
+mod fuzz;
+
 mod call;
 mod members;
 mod pool;

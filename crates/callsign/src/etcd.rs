@@ -23,6 +23,9 @@ mod request;
 mod state;
 mod watching;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::{fmt, sync::Arc};
 
 use tokio::{

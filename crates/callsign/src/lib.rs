@@ -34,7 +34,7 @@
 //! | [`etcd`] | [`Etcd`], the session; registration and discovery, for those who assemble |
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
-//! | [`instance`] | [`Instance`] and [`Address`] |
+//! | [`instance`] | [`Instance`], its [`Address`] and [`Metadata`], and how it is written in etcd |
 //!
 //! # Features
 //!
@@ -58,6 +58,9 @@ mod replay;
 
 mod error;
 
+#[cfg(all(test, feature = "etcd"))]
+mod fuzz;
+
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
@@ -68,6 +71,8 @@ pub use crate::etcd::{
     Etcd, EtcdError, EtcdOptions, SessionState,
     registration::{RegisterError, Registration, RegistrationState},
 };
-pub use crate::instance::{Address, Instance};
+#[cfg(feature = "etcd")]
+pub use crate::instance::Layout;
+pub use crate::instance::{Address, Instance, Metadata};
 #[cfg(feature = "server")]
 pub use crate::server::{Serve, ServeError, ServeRegistered};

@@ -27,8 +27,11 @@ pub use self::{
     signal::stop_signal,
 };
 use crate::{
-    etcd::{Etcd, EtcdError, registration::RegisterError},
-    instance::Address,
+    etcd::{
+        Etcd, EtcdError,
+        registration::{Form, RegisterError},
+    },
+    instance::{Address, Layout},
 };
 
 /// Serves a tonic `Router` as an instance of a service
@@ -114,6 +117,7 @@ impl Serve {
             etcd: None,
             id: None,
             ttl: None,
+            form: Form::default(),
             notice: Duration::from_secs(1),
             drain: Duration::from_secs(5),
             fail_fast: false,
@@ -156,6 +160,37 @@ impl Serve {
     /// The lease's TTL; see [`RegistrationBuilder::ttl`](crate::etcd::registration::RegistrationBuilder::ttl)
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.plan.ttl = Some(ttl);
+        self
+    }
+
+    /// How the instance is written in etcd; see
+    /// [`RegistrationBuilder::layout`](crate::etcd::registration::RegistrationBuilder::layout)
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.plan.form.layout = layout;
+        self
+    }
+
+    /// How much of the load it wants, in proportion to the others; 1 by default. Metadata needs [`Layout::Grpc`]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.plan.form.weight(weight);
+        self
+    }
+
+    /// Where it runs, for clients that prefer what is near
+    pub fn zone(mut self, zone: impl AsRef<str>) -> Self {
+        self.plan.form.zone(zone.as_ref());
+        self
+    }
+
+    /// Which version of the program it is
+    pub fn version(mut self, version: impl AsRef<str>) -> Self {
+        self.plan.form.version(version.as_ref());
+        self
+    }
+
+    /// A free pair for those who read the instance; for the bounds see [`Metadata`](crate::Metadata)
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.plan.form.pair(key.as_ref(), value.as_ref());
         self
     }
 

@@ -3,8 +3,9 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    io::{BufRead, BufReader},
     path::PathBuf,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use crate::{Result, program};
@@ -22,6 +23,28 @@ pub(crate) fn run_with<A: AsRef<OsStr>>(
     let (mut cargo, line) = command(arguments)?;
     let status =
         cargo.envs(variables).status().map_err(|error| format!("`{line}` does not start: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
+}
+
+/// The same, and hands each line of its stdout on, which is shown as well
+pub(crate) fn run_read<A: AsRef<OsStr>>(
+    arguments: impl IntoIterator<Item = A>,
+    variables: impl IntoIterator<Item = (&'static str, impl AsRef<OsStr>)>,
+    mut on_line: impl FnMut(&str),
+) -> Result {
+    let (mut cargo, line) = command(arguments)?;
+    let mut child = cargo
+        .envs(variables)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("`{line}` does not start: {error}"))?;
+    // Ends when cargo and the tests have: nothing else holds the other end.
+    for said in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let said = said?;
+        println!("{said}");
+        on_line(&said);
+    }
+    let status = child.wait()?;
     if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
 }
 

@@ -36,7 +36,8 @@ pub(super) struct Members<K> {
 
 struct Member {
     number: u64,
-    address: Address,
+    /// As discovery has told it last
+    instance: Instance,
     /// Its drop drains the endpoint.
     handle: Handle,
     listed: bool,
@@ -57,13 +58,17 @@ impl<K: Hash + Eq> Members<K> {
         now: Instant,
     ) {
         if let Some(member) = self.by_key.get_mut(&key)
-            && member.address == instance.address
+            && member.instance.address == instance.address
         {
-            member.handle.renew();
-            if !std::mem::replace(&mut member.listed, true) {
+            let returns = !std::mem::replace(&mut member.listed, true);
+            if returns || is_anew(&member.instance, &instance) {
+                member.handle.renew();
+            }
+            if returns {
                 self.hold.insert(member.number, now);
                 book.set_standing(member.number, Standing::Listed);
             }
+            member.instance = instance;
             return;
         }
         // Another address under the same key is another endpoint. The old one goes also when the new one cannot be used:
@@ -72,13 +77,12 @@ impl<K: Hash + Eq> Members<K> {
         let Some(authority) = self.authority(&instance.address) else { return };
         let number = self.next_number;
         self.next_number += 1;
-        let address = instance.address;
-        let load = Arc::default();
-        let endpoint = Arc::new(Endpoint { number, address: address.clone(), authority, load });
+        let (address, load) = (instance.address.clone(), Arc::default());
+        let endpoint = Arc::new(Endpoint { number, address, authority, load });
         book.entries.insert(number, Entry::new(Arc::clone(&endpoint)));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
-        self.by_key.insert(key, Member { number, address, handle, listed: true });
+        self.by_key.insert(key, Member { number, instance, handle, listed: true });
     }
 
     /// The `:authority` of calls to `address`, if there can be any
@@ -160,5 +164,33 @@ fn tell(service: &str, decision: Decision) {
     }
     if decision.ended {
         tracing::info!(service, "no endpoint is held any more");
+    }
+}
+
+/// Whether the server behind a known key has registered anew
+///
+/// An older instance that is shown since a newer one has left is no news of the server. The same id at a lower revision is:
+/// etcd was wiped. Where there are no revisions every insert is news.
+fn is_anew(known: &Instance, instance: &Instance) -> bool {
+    let (before, now) = (known.mod_revision, instance.mod_revision);
+    now == 0 || now > before || (known.id == instance.id && now != before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_instance_that_is_left_is_no_news_of_the_server() {
+        let instance = |id: &str, mod_revision| {
+            let address = Address::new("h", 1).unwrap();
+            Instance { id: id.into(), mod_revision, ..Instance::new(address) }
+        };
+        let is_anew = |before, now| super::is_anew(&before, &now);
+        assert!(is_anew(instance("a", 5), instance("a", 6)) && is_anew(instance("a", 5), instance("b", 6)));
+        assert!(!is_anew(instance("b", 6), instance("a", 5)), "b has left");
+        assert!(!is_anew(instance("a", 5), instance("a", 5)), "only the metadata is another");
+        assert!(is_anew(instance("a", 5000), instance("a", 3)), "etcd was wiped");
+        assert!(is_anew(instance("a", 0), instance("a", 0)), "a list of one's own has no revisions");
     }
 }

@@ -23,8 +23,10 @@ use crate::{
 /// The endpoints of a service, from etcd: a [`Discover`](tower::discover::Discover) whose key is the address
 ///
 /// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
-/// Instances with the same address are one endpoint. An insert of a known key means that a server has registered anew
-/// under that address. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
+/// Instances with the same address are one endpoint, shown as the one with the newest `mod_revision`. An insert of a known
+/// key with a newer revision means that a server has registered anew under that address: in a channel it ends a backoff
+/// and leaves a connection alone. One with an older revision means that the newest instance has left and another is still
+/// there: the channel takes its metadata, and a backoff goes on. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
 /// Must be polled within a tokio runtime: when the one that the watch ran in has ended, it goes on in the next.
 ///
 /// ```no_run

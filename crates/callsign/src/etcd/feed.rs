@@ -270,7 +270,7 @@ mod tests {
 
     fn instance(id: &str, port: u16) -> Instance {
         let address = crate::instance::Address::new("h", port).unwrap();
-        Instance { id: id.into(), address, mod_revision: 1 }
+        Instance { id: id.into(), mod_revision: 1, ..Instance::new(address) }
     }
 
     fn set(instances: impl IntoIterator<Item = Instance>) -> HashMap<Arc<str>, Instance> {

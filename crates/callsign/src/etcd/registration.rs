@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod form;
 mod key;
 mod lease;
 mod machine;
@@ -27,9 +28,10 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub(crate) use self::form::Form;
 use self::machine::{Machine, Phase};
 use super::{Etcd, ServiceError, ServiceName, request::RequestError};
-use crate::instance::Address;
+use crate::instance::{Address, Layout, MetadataError};
 
 /// Where a registration stands
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +104,7 @@ impl Registration {
             address,
             id: None,
             ttl: DEFAULT_TTL,
+            form: Form::default(),
         }
     }
 
@@ -110,7 +113,7 @@ impl Registration {
         self.state.clone()
     }
 
-    /// Its key in etcd: `<service>/<id>`
+    /// Its key in etcd: `<service>/<id>`, or `<service>/<address>` in the grpc layout
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -152,6 +155,7 @@ pub struct RegistrationBuilder {
     address: Address,
     id: Option<i64>,
     ttl: Duration,
+    form: Form,
 }
 
 impl RegistrationBuilder {
@@ -169,6 +173,38 @@ impl RegistrationBuilder {
     /// A short TTL removes dead servers sooner, and living ones too: when etcd's leader pauses for two thirds of it.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// How the instance is written; [`Layout::GoZero`] by default
+    ///
+    /// In [`Layout::Grpc`] the address is the id: a restarted server takes its own key over.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.form.layout = layout;
+        self
+    }
+
+    /// How much of the load the instance wants, in proportion to the others: see [`Metadata`](crate::Metadata); 1 by default
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.form.weight(weight);
+        self
+    }
+
+    /// Where the instance runs, for clients that prefer what is near; in the grpc layout only, as all metadata
+    pub fn zone(mut self, zone: impl AsRef<str>) -> Self {
+        self.form.zone(zone.as_ref());
+        self
+    }
+
+    /// Which version of the program the instance is
+    pub fn version(mut self, version: impl AsRef<str>) -> Self {
+        self.form.version(version.as_ref());
+        self
+    }
+
+    /// A free pair for those who read the instance; for the bounds see [`Metadata`](crate::Metadata)
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.form.pair(key.as_ref(), value.as_ref());
         self
     }
 
@@ -201,7 +237,7 @@ impl RegistrationBuilder {
     }
 
     fn terms(&self) -> Result<Terms, RegisterError> {
-        Terms::new(self.service.as_str(), self.id, self.ttl)
+        Terms::new(self.service.as_str(), self.id, self.ttl, self.form.clone())
     }
 }
 
@@ -209,19 +245,28 @@ impl RegistrationBuilder {
 #[derive(Debug)]
 pub(crate) struct Terms {
     /// Without the namespace, which is the session's
-    key: String,
+    service: ServiceName,
+    /// Of the key; in the grpc layout that is the address
+    id: i64,
     /// In seconds, as etcd wants it
     ttl: i64,
+    form: Form,
 }
 
 impl Terms {
-    pub(crate) fn new(service: &str, id: Option<i64>, ttl: Duration) -> Result<Self, RegisterError> {
+    pub(crate) fn new(
+        service: &str,
+        id: Option<i64>,
+        ttl: Duration,
+        form: Form,
+    ) -> Result<Self, RegisterError> {
         let service = ServiceName::parse(service)?;
+        form.check(id)?;
         let id = id.unwrap_or_else(|| fastrand::i64(1..));
         if id <= 0 {
             return Err(RegisterError::Id { id });
         }
-        Ok(Self { key: service.key(id), ttl: seconds(ttl)? })
+        Ok(Self { service, id, ttl: seconds(ttl)?, form })
     }
 
     /// Registers in the background, however long that takes
@@ -235,14 +280,15 @@ impl Terms {
     }
 
     fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
-        let (machine, state) =
-            Machine::new(etcd.clone(), etcd.namespace().key(&self.key), published(address)?, self.ttl);
+        published(address)?;
+        let (key, value) = self.form.pair_of(&self.service, self.id, address)?;
+        let (machine, state) = Machine::new(etcd.clone(), etcd.namespace().key(&key), value, self.ttl);
         Ok(machine.spawn(phase, state))
     }
 }
 
-/// The value of the key of an instance at `address`
-pub(crate) fn published(address: &Address) -> Result<String, RegisterError> {
+/// Checks that an instance at `address` can be registered
+pub(crate) fn published(address: &Address) -> Result<(), RegisterError> {
     if address.port() == 0 || is_unspecified(address) {
         return Err(RegisterError::Address { address: address.clone() });
     }
@@ -250,7 +296,7 @@ pub(crate) fn published(address: &Address) -> Result<String, RegisterError> {
     if address.is_https() {
         return Err(RegisterError::Https { address: address.clone() });
     }
-    Ok(address.to_string())
+    Ok(())
 }
 
 fn is_unspecified(address: &Address) -> bool {
@@ -302,6 +348,18 @@ pub enum RegisterError {
         /// The address given
         address: Address,
     },
+    /// Metadata that cannot be written: say less
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// The go-zero layout has no room for metadata: say nothing, or choose [`Layout::Grpc`]
+    #[error("the go-zero layout has no room for metadata")]
+    NoMetadata,
+    /// In the grpc layout the address is the id: give none, or choose [`Layout::GoZero`]
+    #[error("the grpc layout has no room for the id {id}: the address is the id")]
+    NoId {
+        /// The id given
+        id: i64,
+    },
     /// etcd could not be reached or refused: see the cause
     #[error("{key} was not registered: {cause}")]
     Failed {
@@ -343,6 +401,37 @@ mod tests {
             let builder = RegistrationBuilder { address, ..builder("a") };
             assert!(matches!(builder.start(), Err(RegisterError::Address { .. })));
         }
+    }
+
+    #[test]
+    fn metadata_needs_the_grpc_layout_which_has_no_ids() {
+        let refused = |builder: RegistrationBuilder| builder.start().unwrap_err();
+        for said in [
+            builder("a").weight(2),
+            builder("a").zone("z"),
+            builder("a").version("v"),
+            builder("a").metadata("k", "v"),
+        ] {
+            assert!(matches!(refused(said), RegisterError::NoMetadata));
+        }
+        let grpc = || builder("a").layout(Layout::Grpc);
+        assert!(matches!(refused(grpc().id(7)), RegisterError::NoId { id: 7 }));
+        assert!(matches!(
+            refused(grpc().zone("a\nb").metadata("k", "v")),
+            RegisterError::Metadata(MetadataError::Value { .. })
+        ));
+        assert!(matches!(
+            refused(grpc().metadata("weight", "2")),
+            RegisterError::Metadata(MetadataError::Key { .. })
+        ));
+        let many = (0..65).fold(grpc(), |builder, number| builder.metadata(number.to_string(), ""));
+        assert!(matches!(refused(many), RegisterError::Metadata(MetadataError::TooMany)));
+    }
+
+    #[tokio::test]
+    async fn the_layout_decides_the_key() {
+        assert_eq!(builder("a").id(7).weight(1).start().unwrap().key(), "a/7");
+        assert_eq!(builder("a").layout(Layout::Grpc).zone("z").start().unwrap().key(), "a/10.0.0.1:80");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use super::{Incoming, ListenError, ServeError, ServeRegistered, Switch, advertis
 use crate::{
     etcd::{
         Etcd, EtcdOptions,
-        registration::{DEFAULT_TTL, RegisterError, Registration, Terms, published},
+        registration::{DEFAULT_TTL, Form, RegisterError, Registration, Terms, published},
     },
     instance::Address,
 };
@@ -20,6 +20,7 @@ pub(super) struct Plan {
     pub(super) etcd: Option<Etcd>,
     pub(super) id: Option<i64>,
     pub(super) ttl: Option<Duration>,
+    pub(super) form: Form,
     pub(super) notice: Duration,
     pub(super) drain: Duration,
     pub(super) fail_fast: bool,
@@ -42,7 +43,7 @@ impl Plan {
         shutdown: Option<Shutdown>,
     ) -> Result<(), ServeError> {
         // What is wrong with the input is said before anything is bound.
-        let terms = Terms::new(&self.service, self.id, self.ttl.unwrap_or(DEFAULT_TTL))?;
+        let terms = Terms::new(&self.service, self.id, self.ttl.unwrap_or(DEFAULT_TTL), self.form.clone())?;
         self.advertise.as_ref().map(published).transpose()?;
         let etcd = match &self.etcd {
             Some(etcd) => etcd.clone(),
