@@ -31,7 +31,10 @@ pub(crate) use self::{
     name::ServiceName,
 };
 use self::{lane::Lane, pace::Pace, request::RequestError};
-use crate::instance::{Address, AddressError};
+use crate::{
+    connection::Transport,
+    instance::{Address, AddressError},
+};
 
 /// A session with an etcd cluster
 ///
@@ -77,8 +80,8 @@ impl Etcd {
     pub fn connect_lazy(options: EtcdOptions) -> Result<Self, EtcdError> {
         let hosts: Arc<[Address]> = options.hosts?.into();
         let session = Session {
-            kv: Lane::new(Arc::clone(&hosts)),
-            leases: Lane::new(hosts),
+            kv: Lane::new(Arc::clone(&hosts), Transport::Plain),
+            leases: Lane::new(hosts, Transport::Plain),
             discoveries: discovery::Shared::default(),
         };
         Ok(Self { session: Arc::new(session) })

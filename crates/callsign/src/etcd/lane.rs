@@ -14,14 +14,14 @@ use std::{
 
 use callsign_core::keepalive::KeepAlive;
 use etcd_client::{Channel, Client, ConnectOptions};
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::uri::{Authority, PathAndQuery, Uri};
 use tokio::{sync::OnceCell, time::timeout};
 use tonic::{Status, body::Body};
 use tower::{BoxError, util::BoxCloneSyncService};
 
 use super::request::RequestError;
 use crate::{
-    connection::{self, Connection},
+    connection::{self, Connection, Transport},
     instance::Address,
 };
 
@@ -43,16 +43,17 @@ const KEEP_ALIVE: KeepAlive =
 #[derive(Clone)]
 pub(crate) struct Lane {
     hosts: Arc<[Address]>,
+    transport: Transport,
     current: Arc<Mutex<Link>>,
 }
 
 impl Lane {
     /// A lane over `hosts`, of which there must be one; nothing is dialled yet
-    pub(crate) fn new(hosts: Arc<[Address]>) -> Self {
+    pub(crate) fn new(hosts: Arc<[Address]>, transport: Transport) -> Self {
         // A random first host spreads the clients of a cluster over its members.
         let first = fastrand::usize(..hosts.len());
-        let link = Link::new(0, first, &hosts[first]);
-        Self { hosts, current: Arc::new(Mutex::new(link)) }
+        let link = Link::new(0, first, &hosts[first], &transport);
+        Self { hosts, transport, current: Arc::new(Mutex::new(link)) }
     }
 
     pub(crate) fn hosts(&self) -> &[Address] {
@@ -81,7 +82,7 @@ impl Lane {
     fn advance(&self, current: &mut Link) {
         let next = (current.position + 1) % self.hosts.len();
         tracing::debug!(from = %current.wire.host, to = %self.hosts[next], "moving to the next etcd host");
-        *current = Link::new(current.generation + 1, next, &self.hosts[next]);
+        *current = Link::new(current.generation + 1, next, &self.hosts[next], &self.transport);
     }
 
     /// Asks the current host once; a failure that is the host's moves the lane
@@ -149,9 +150,14 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn new(generation: u64, position: usize, host: &Address) -> Self {
+    fn new(generation: u64, position: usize, host: &Address, transport: &Transport) -> Self {
         let authority = host.authority().parse().expect("an address is an authority");
-        let wire = Arc::new(Wire { host: host.clone(), authority, dialled: OnceCell::new() });
+        let wire = Arc::new(Wire {
+            host: host.clone(),
+            transport: transport.clone(),
+            authority,
+            dialled: OnceCell::new(),
+        });
         Self { generation, position, client: client_over(Arc::clone(&wire)), wire }
     }
 
@@ -200,6 +206,7 @@ fn client_over(wire: Arc<Wire>) -> Client {
 /// The connection under a [`Link`]
 struct Wire {
     host: Address,
+    transport: Transport,
     authority: Authority,
     dialled: OnceCell<Result<Connection, Status>>,
 }
@@ -207,8 +214,12 @@ struct Wire {
 impl Wire {
     async fn call(&self, mut request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         // Those who wait for the dial share its failure; dialling again is the next link's.
-        let connection =
-            self.dialled.get_or_init(|| dial(&self.host)).await.as_ref().map_err(Clone::clone)?;
+        let connection = self
+            .dialled
+            .get_or_init(|| dial(&self.host, &self.transport))
+            .await
+            .as_ref()
+            .map_err(Clone::clone)?;
         let sender = connection.sender().clone();
         *request.uri_mut() = self.uri(request.uri());
         sender.call(request).await
@@ -216,7 +227,10 @@ impl Wire {
 
     fn uri(&self, path: &Uri) -> Uri {
         let path = path.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(path);
+        let uri = Uri::builder()
+            .scheme(self.transport.scheme())
+            .authority(self.authority.clone())
+            .path_and_query(path);
         uri.build().expect("all three parts are valid")
     }
 
@@ -229,9 +243,13 @@ impl Wire {
     }
 }
 
-async fn dial(host: &Address) -> Result<Connection, Status> {
-    let config =
-        connection::Config { connect_timeout: CONNECT, keep_alive: KEEP_ALIVE, waiters: Arc::default() };
+async fn dial(host: &Address, transport: &Transport) -> Result<Connection, Status> {
+    let config = connection::Config {
+        connect_timeout: CONNECT,
+        transport: transport.clone(),
+        keep_alive: KEEP_ALIVE,
+        waiters: Arc::default(),
+    };
     let dialled = connection::connect(host, &config).await;
     let (connection, driver) = dialled.map_err(|error| Status::unavailable(error.to_string()))?;
     // Ends when the connection is dropped with its link and the open streams have ended, or when the peer is dead.
