@@ -56,6 +56,7 @@ pub mod tls;
 pub use callsign_core::policy;
 
 mod connection;
+mod deadline;
 mod endpoint;
 mod replay;
 
@@ -68,7 +69,7 @@ pub use crate::channel::{
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{
-    Etcd, EtcdError, EtcdOptions,
+    Etcd, EtcdError, EtcdOptions, SessionState,
     registration::{RegisterError, Registration, RegistrationState},
 };
 pub use crate::instance::{Address, Instance};

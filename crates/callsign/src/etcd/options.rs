@@ -1,0 +1,223 @@
+//! Which cluster, as whom, and how long to try
+
+use std::{ffi::OsString, time::Duration};
+
+use super::{EtcdError, name::Namespace};
+use crate::{connection::Transport, instance::Address};
+
+/// etcd's own default.
+const DEFAULT_HOST: &str = "127.0.0.1:2379";
+
+/// Which cluster, and how long to try
+///
+/// What is wrong is reported by [`Etcd::connect`](super::Etcd::connect) and
+/// [`Etcd::connect_lazy`](super::Etcd::connect_lazy).
+#[derive(Clone, Debug)]
+pub struct EtcdOptions {
+    hosts: Hosts,
+    #[cfg(feature = "tls")]
+    tls: Option<crate::tls::Tls>,
+    namespace: Namespace,
+    pub(super) connect_timeout: Duration,
+    /// The first mistake that was made
+    mistake: Option<EtcdError>,
+}
+
+/// Options without a mistake
+pub(super) struct Checked {
+    pub(super) hosts: Vec<Address>,
+    pub(super) namespace: Namespace,
+    pub(super) transport: Transport,
+}
+
+impl EtcdOptions {
+    /// A cluster by its hosts, each `host:port`, `http://host:port` or `https://host:port`
+    ///
+    /// `https`, which needs the feature `tls`, goes for all of them: by default with the system's roots. Hosts without a
+    /// scheme go with the rest.
+    pub fn new<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Self {
+        let mut options = Self {
+            hosts: Hosts::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
+            namespace: Namespace::default(),
+            connect_timeout: Duration::from_secs(5),
+            mistake: None,
+        };
+        match parse(hosts) {
+            Ok(hosts) => options.hosts = hosts,
+            Err(mistake) => options.mistake = Some(mistake),
+        }
+        options
+    }
+
+    /// The cluster named by the environment: `CALLSIGN_ETCD`, hosts with commas between, else `127.0.0.1:2379`
+    ///
+    /// Empty is as good as unset. A value that is not UTF-8 is reported as bad hosts are.
+    pub fn from_env() -> Self {
+        Self::from_variable(std::env::var_os("CALLSIGN_ETCD"))
+    }
+
+    fn from_variable(hosts: Option<OsString>) -> Self {
+        let Ok(hosts) = hosts.unwrap_or_default().into_string() else {
+            return Self { mistake: Some(EtcdError::NotUnicode), ..Self::new([DEFAULT_HOST]) };
+        };
+        match hosts.trim() {
+            "" => Self::new([DEFAULT_HOST]),
+            hosts => Self::new(hosts.split(',').map(str::trim).filter(|host| !host.is_empty())),
+        }
+    }
+
+    /// What stands before every key that is read or written, with a slash between; by default nothing
+    ///
+    /// `/service` makes `/service/hello.rpc/7` of the key `hello.rpc/7`. Two namespaces do not see each other. It must not
+    /// end with a slash; an empty one is none.
+    pub fn namespace(mut self, namespace: impl AsRef<str>) -> Self {
+        match Namespace::parse(namespace.as_ref()) {
+            Ok(namespace) => self.namespace = namespace,
+            Err(mistake) => self.mistake = self.mistake.or(Some(mistake)),
+        }
+        self
+    }
+
+    /// Speaks TLS with every host; none of them may be `http://`
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: crate::tls::Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// How long [`Etcd::connect`](super::Etcd::connect) tries in all, 5 s by default
+    ///
+    /// A host that accepts and does not answer costs 2 s of it.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    pub(super) fn check(self) -> Result<Checked, EtcdError> {
+        if let Some(mistake) = &self.mistake {
+            return Err(mistake.clone());
+        }
+        let transport = self.transport()?;
+        Ok(Checked { hosts: self.hosts.all, namespace: self.namespace, transport })
+    }
+
+    /// Reads and checks what TLS needs
+    #[cfg(feature = "tls")]
+    fn transport(&self) -> Result<Transport, EtcdError> {
+        use crate::tls::{Connector, Tls};
+
+        let tls = match (&self.tls, &self.hosts) {
+            (None, Hosts { https: None, .. }) => return Ok(Transport::Plain),
+            (Some(_), Hosts { http: Some(host), .. }) => return Err(EtcdError::Mixed { host: host.clone() }),
+            (Some(tls), _) => tls,
+            (None, _) => &Tls::new(),
+        };
+        Ok(Transport::Tls(Connector::new(tls)?))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn transport(&self) -> Result<Transport, EtcdError> {
+        match &self.hosts.https {
+            // Going on in plaintext would be a silent downgrade.
+            Some(host) => Err(EtcdError::Https { host: host.clone() }),
+            None => Ok(Transport::Plain),
+        }
+    }
+}
+
+/// The hosts, and the first of them that was written with either scheme
+#[derive(Clone, Debug, Default)]
+struct Hosts {
+    all: Vec<Address>,
+    http: Option<Address>,
+    https: Option<Address>,
+}
+
+fn parse<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Result<Hosts, EtcdError> {
+    let mut hosts = Hosts::default();
+    for text in texts {
+        let host: Address = text.as_ref().parse().map_err(EtcdError::BadHost)?;
+        if host.is_https() {
+            hosts.https.get_or_insert_with(|| host.clone());
+        } else if text.as_ref().contains("://") {
+            hosts.http.get_or_insert_with(|| host.clone());
+        }
+        hosts.all.push(host);
+    }
+    match hosts {
+        Hosts { all, .. } if all.is_empty() => Err(EtcdError::NoHosts),
+        Hosts { http: Some(host), https: Some(_), .. } => Err(EtcdError::Mixed { host }),
+        hosts => Ok(hosts),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd;
+
+    fn refused(options: EtcdOptions) -> EtcdError {
+        options.check().err().unwrap()
+    }
+
+    #[test]
+    fn bad_hosts_are_refused_before_any_network_call() {
+        let refused = |hosts: &[&str]| refused(EtcdOptions::new(hosts));
+        assert!(matches!(refused(&[]), EtcdError::NoHosts));
+        assert!(refused(&["127.0.0.1"]).to_string().contains("etcd host: bad address \"127.0.0.1\""));
+        assert!(matches!(refused(&["http://a:1", "https://b:2"]), EtcdError::Mixed { .. }));
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn https_is_refused_by_a_build_without_tls() {
+        let error = refused(EtcdOptions::new(["a:1", "https://b:2"]));
+        assert!(matches!(&error, EtcdError::Https { .. }));
+        assert!(error.to_string().contains("b:2") && error.to_string().contains("feature `tls`"), "{error}");
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn a_scheme_or_settings_ask_for_tls_and_never_for_less() {
+        use crate::tls::{Tls, TlsError};
+
+        // No CA is read where the scheme is wrong already, and where it is right that is the next mistake.
+        let tls = || Tls::new().ca_pem("");
+        let bare = |hosts: &[&str]| EtcdOptions::new(hosts);
+        assert!(matches!(bare(&["a:1", "http://b:2"]).check().unwrap().transport, Transport::Plain));
+        assert!(matches!(refused(bare(&["a:1", "http://b:2"]).tls(tls())), EtcdError::Mixed { .. }));
+        for hosts in [&["a:1", "b:2"][..], &["a:1", "https://b:2"]] {
+            let error = refused(bare(hosts).tls(tls()));
+            assert!(matches!(error, EtcdError::Tls(TlsError::NoCertificate { .. })), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_namespace_is_refused_and_the_first_mistake_is_told() {
+        let options = || EtcdOptions::new(["a:1"]).namespace("/service/");
+        assert!(matches!(refused(options()), EtcdError::Namespace { .. }));
+        assert!(matches!(refused(EtcdOptions::new([""; 0]).namespace("/")), EtcdError::NoHosts));
+    }
+
+    #[test]
+    fn an_empty_variable_is_none_and_so_is_an_empty_host() {
+        let hosts = |value: &str| EtcdOptions::from_variable(Some(value.into())).hosts.all;
+        let hosts = |value: &str| etcd::Hosts(&hosts(value)).to_string();
+        for unset in ["", " "] {
+            assert_eq!(hosts(unset), DEFAULT_HOST);
+        }
+        assert_eq!(hosts("a:1,"), "a:1");
+        assert_eq!(hosts(" a:1 , ,b:2"), "a:1, b:2");
+        assert!(matches!(refused(EtcdOptions::from_variable(Some(",".into()))), EtcdError::NoHosts));
+        assert_eq!(etcd::Hosts(&EtcdOptions::from_variable(None).hosts.all).to_string(), DEFAULT_HOST);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_variable_that_is_no_text_is_an_error() {
+        let value = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
+        assert!(matches!(refused(EtcdOptions::from_variable(Some(value))), EtcdError::NotUnicode));
+    }
+}
