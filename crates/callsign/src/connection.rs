@@ -233,15 +233,15 @@ impl Sender {
         !self.shared.is_retired()
     }
 
-    /// Sends one request that is never replayed; scheme and authority are the caller's
+    /// Sends `call` once; scheme and authority are the caller's
     #[cfg(feature = "etcd")]
     pub(crate) async fn call(
         &self,
-        request: http::Request<tonic::body::Body>,
+        call: &mut Outgoing,
     ) -> Result<http::Response<tonic::body::Body>, Status> {
         let not_sent = || error::connection_lost(&self.shared.address, "no stream to be had");
         let stream = self.try_open().ok_or_else(not_sent)?;
-        match stream.send(&mut Outgoing::new(request)).await {
+        match stream.send(call).await {
             Ok(response) => Ok(response.map(tonic::body::Body::new)),
             Err(SendError::Refused(status) | SendError::Failed(status)) => Err(status),
             Err(SendError::NotSent) => Err(not_sent()),

@@ -58,7 +58,8 @@ impl Transport {
         }
     }
 
-    pub(super) fn is_plain(&self) -> bool {
+    /// Whether who is on the way can read along
+    pub(crate) fn is_plain(&self) -> bool {
         matches!(self, Self::Plain)
     }
 }
