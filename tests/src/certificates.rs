@@ -59,7 +59,7 @@ impl Certificates {
 
     fn write(&self, name: &str, certificate: &str, key: &KeyPair) {
         let write =
-            |suffix, pem: &str| fs::write(self.path(&format!("{name}.{suffix}")), pem).expect("writable");
+            |suffix, pem: &str| fs::write(self.path(format!("{name}.{suffix}")), pem).expect("writable");
         write("pem", certificate);
         write("key", &key.serialize_pem());
     }

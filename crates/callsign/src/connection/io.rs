@@ -130,7 +130,8 @@ impl AsyncWrite for Io {
     }
 }
 
-#[cfg(all(test, feature = "tls"))]
+#[cfg(test)]
+#[cfg(feature = "tls")]
 mod tests {
     use std::sync::Arc;
 
