@@ -99,13 +99,13 @@ impl Etcd {
     ///
     /// Only bad input: see [`EtcdError`].
     pub fn connect_lazy(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let Checked { hosts, user, namespace } = options.check()?;
+        let Checked { hosts, user, namespace, transport } = options.check()?;
         let report = Arc::new(Report::new());
-        if user.is_some() {
+        if user.is_some() && transport.is_plain() {
             tracing::warn!(hosts = %Hosts(&hosts), "the password will be sent to etcd in plaintext");
         }
         let login = user.map(|user| Arc::new(Login::new(user, Arc::clone(&report))));
-        let cluster = Arc::new(Cluster { hosts, login });
+        let cluster = Arc::new(Cluster { hosts, transport, login });
         let session = Session {
             kv: Lane::new(Arc::clone(&cluster), Some(Arc::clone(&report))),
             leases: Lane::new(cluster, None),
@@ -188,12 +188,22 @@ pub enum EtcdError {
     /// `CALLSIGN_ETCD` is not text: correct it
     #[error("CALLSIGN_ETCD is not UTF-8")]
     NotUnicode,
-    /// A host asks for TLS, which is not supported yet: use `http://`
-    #[error("etcd host {host} asks for https, which is not supported yet")]
+    /// A host asks for TLS, and callsign was built without it: enable its feature `tls`
+    #[error("etcd host {host} asks for https: callsign has to be built with the feature `tls`")]
     Https {
         /// The host
         host: Address,
     },
+    /// A host asks for plaintext where the rest, or the settings, ask for TLS: say the same of all
+    #[error("etcd host {host} asks for http, others or the settings for TLS")]
+    Mixed {
+        /// The host
+        host: Address,
+    },
+    /// The settings for TLS make no sense, or a file in them cannot be used: correct them
+    #[cfg(feature = "tls")]
+    #[error("bad TLS settings for etcd: {0}")]
+    Tls(#[from] crate::tls::TlsError),
     /// User and password cannot be those: correct them. They are not shown
     #[error("bad user and password for etcd: {reason}")]
     Login {
@@ -214,7 +224,7 @@ pub enum EtcdError {
         /// What is wrong with its value
         reason: &'static str,
     },
-    /// TLS is required and not configured: use `https://` hosts
+    /// TLS is required and not asked for: use `https://` hosts, or settings for TLS
     #[error("etcd would be used in plaintext, and TLS is required")]
     Plaintext,
     /// The namespace cannot stand before a key: correct it

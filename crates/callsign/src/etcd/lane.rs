@@ -19,7 +19,7 @@ use super::{
     state::Report,
     wire::{self, Wire},
 };
-use crate::instance::Address;
+use crate::{connection::Transport, instance::Address};
 
 /// The longest any request may take. etcd answers in milliseconds; 7 s is its own limit for what it forwards to a frozen
 /// leader, and another host is asked long before.
@@ -41,6 +41,7 @@ pub(crate) struct Lane {
 pub(crate) struct Cluster {
     /// At least one
     pub(super) hosts: Vec<Address>,
+    pub(super) transport: Transport,
     pub(super) login: Option<Arc<Login>>,
 }
 
@@ -183,7 +184,8 @@ pub(crate) struct Link {
 
 impl Link {
     fn new(generation: u64, position: usize, cluster: &Cluster) -> Self {
-        let wire = Arc::new(Wire::new(&cluster.hosts[position], cluster.login.clone()));
+        let host = &cluster.hosts[position];
+        let wire = Arc::new(Wire::new(host, cluster.transport.clone(), cluster.login.clone()));
         Self { generation, position, client: wire::client(Arc::clone(&wire)), wire }
     }
 

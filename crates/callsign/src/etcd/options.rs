@@ -9,7 +9,7 @@ use super::{
     login::{Credentials, Secret},
     name::Namespace,
 };
-use crate::instance::Address;
+use crate::{connection::Transport, instance::Address};
 
 /// etcd's own default.
 const DEFAULT_HOST: &str = "127.0.0.1:2379";
@@ -22,7 +22,12 @@ const DEFAULT_HOST: &str = "127.0.0.1:2379";
 /// | option | is |
 /// | --- | --- |
 /// | `namespace` | [`namespace`](Self::namespace) |
+/// | `tls_ca` | a PEM file for [`Tls::ca_file`](crate::tls::Tls::ca_file) |
+/// | `tls_cert`, `tls_key` | two PEM files for [`Tls::identity_files`](crate::tls::Tls::identity_files) |
+/// | `tls_server_name` | [`Tls::server_name`](crate::tls::Tls::server_name) |
 /// | `require_tls` | `true` for [`require_tls`](Self::require_tls) |
+///
+/// Any of the options `tls_*`, which need the feature `tls`, turns TLS on.
 ///
 /// What is wrong with a setter's argument is reported by [`Etcd::connect`](super::Etcd::connect) and
 /// [`Etcd::connect_lazy`](super::Etcd::connect_lazy). User and password are never shown, nor is either in any error or log.
@@ -36,7 +41,9 @@ const DEFAULT_HOST: &str = "127.0.0.1:2379";
 /// ```
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
-    hosts: Vec<Address>,
+    hosts: Hosts,
+    #[cfg(feature = "tls")]
+    tls: Option<crate::tls::Tls>,
     user: Option<Credentials>,
     namespace: Namespace,
     require_tls: bool,
@@ -50,15 +57,21 @@ pub(super) struct Checked {
     pub(super) hosts: Vec<Address>,
     pub(super) user: Option<Credentials>,
     pub(super) namespace: Namespace,
+    pub(super) transport: Transport,
 }
 
 impl EtcdOptions {
-    /// A cluster by its hosts, each `host:port` or `http://host:port`; a host is a name or an IP address, IPv6 in brackets
+    /// A cluster by its hosts, each `host:port`, `http://host:port` or `https://host:port`; a host is a name or an IP
+    /// address, IPv6 in brackets
     ///
-    /// One host is used at a time. One that fails, or whose name cannot be resolved, is left for the next.
+    /// One host is used at a time. One that fails, or whose name cannot be resolved, is left for the next. `https`, which
+    /// needs the feature `tls`, goes for all of them: by default with the system's roots. Hosts without a scheme go with
+    /// the rest.
     pub fn new<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Self {
         let mut options = Self {
-            hosts: Vec::new(),
+            hosts: Hosts::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
             user: None,
             require_tls: false,
             namespace: Namespace::default(),
@@ -106,6 +119,13 @@ impl EtcdOptions {
         self
     }
 
+    /// Speaks TLS with every host; none of them may be `http://`
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: crate::tls::Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Refuses to use etcd in plaintext; by default that is allowed
     pub fn require_tls(mut self) -> Self {
         self.require_tls = true;
@@ -133,11 +153,37 @@ impl EtcdOptions {
     }
 
     pub(super) fn check(self) -> Result<Checked, EtcdError> {
+        if let Some(mistake) = &self.mistake {
+            return Err(mistake.clone());
+        }
+        let transport = self.transport()?;
+        if self.require_tls && transport.is_plain() {
+            return Err(EtcdError::Plaintext);
+        }
         let Self { hosts, user, namespace, .. } = self;
-        match self.mistake {
-            Some(mistake) => Err(mistake),
-            None if self.require_tls => Err(EtcdError::Plaintext),
-            None => Ok(Checked { hosts, user, namespace }),
+        Ok(Checked { hosts: hosts.all, user, namespace, transport })
+    }
+
+    /// Reads and checks what TLS needs
+    #[cfg(feature = "tls")]
+    fn transport(&self) -> Result<Transport, EtcdError> {
+        use crate::tls::{Connector, Tls};
+
+        let tls = match (&self.tls, &self.hosts) {
+            (None, Hosts { https: None, .. }) => return Ok(Transport::Plain),
+            (Some(_), Hosts { http: Some(host), .. }) => return Err(EtcdError::Mixed { host: host.clone() }),
+            (Some(tls), _) => tls,
+            (None, _) => &Tls::new(),
+        };
+        Ok(Transport::Tls(Connector::new(tls)?))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn transport(&self) -> Result<Transport, EtcdError> {
+        match &self.hosts.https {
+            // Going on in plaintext would be a silent downgrade.
+            Some(host) => Err(EtcdError::Https { host: host.clone() }),
+            None => Ok(Transport::Plain),
         }
     }
 }
@@ -154,23 +200,36 @@ impl FromStr for EtcdOptions {
     }
 }
 
-fn parse<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Result<Vec<Address>, EtcdError> {
-    let mut addresses = Vec::new();
-    for host in hosts {
-        let address: Address = host.as_ref().parse().map_err(EtcdError::BadHost)?;
-        // Going on in plaintext would be a silent downgrade.
-        if address.is_https() {
-            return Err(EtcdError::Https { host: address });
+/// The hosts, and the first of them that was written with either scheme
+#[derive(Clone, Debug, Default)]
+struct Hosts {
+    all: Vec<Address>,
+    http: Option<Address>,
+    https: Option<Address>,
+}
+
+fn parse<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Result<Hosts, EtcdError> {
+    let mut hosts = Hosts::default();
+    for text in texts {
+        let host: Address = text.as_ref().parse().map_err(EtcdError::BadHost)?;
+        if host.is_https() {
+            hosts.https.get_or_insert_with(|| host.clone());
+        } else if text.as_ref().contains("://") {
+            hosts.http.get_or_insert_with(|| host.clone());
         }
-        addresses.push(address);
+        hosts.all.push(host);
     }
-    if addresses.is_empty() { Err(EtcdError::NoHosts) } else { Ok(addresses) }
+    match hosts {
+        Hosts { all, .. } if all.is_empty() => Err(EtcdError::NoHosts),
+        Hosts { http: Some(host), https: Some(_), .. } => Err(EtcdError::Mixed { host }),
+        hosts => Ok(hosts),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::Hosts;
+    use crate::etcd;
 
     fn refused(options: EtcdOptions) -> EtcdError {
         options.check().err().unwrap()
@@ -181,7 +240,31 @@ mod tests {
         let refused = |hosts: &[&str]| refused(EtcdOptions::new(hosts));
         assert!(matches!(refused(&[]), EtcdError::NoHosts));
         assert!(refused(&["127.0.0.1"]).to_string().contains("etcd host: bad address \"127.0.0.1\""));
-        assert!(matches!(refused(&["a:1", "https://b:2"]), EtcdError::Https { .. }));
+        assert!(matches!(refused(&["http://a:1", "https://b:2"]), EtcdError::Mixed { .. }));
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn https_is_refused_by_a_build_without_tls() {
+        let error = refused(EtcdOptions::new(["a:1", "https://b:2"]));
+        assert!(matches!(&error, EtcdError::Https { .. }));
+        assert!(error.to_string().contains("b:2") && error.to_string().contains("feature `tls`"), "{error}");
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn a_scheme_or_settings_ask_for_tls_and_never_for_less() {
+        use crate::tls::{Tls, TlsError};
+
+        // No CA is read where the scheme is wrong already, and where it is right that is the next mistake.
+        let tls = || Tls::new().ca_pem("");
+        let bare = |hosts: &[&str]| EtcdOptions::new(hosts);
+        assert!(matches!(bare(&["a:1", "http://b:2"]).check().unwrap().transport, Transport::Plain));
+        assert!(matches!(refused(bare(&["a:1", "http://b:2"]).tls(tls())), EtcdError::Mixed { .. }));
+        for hosts in [&["a:1", "b:2"][..], &["a:1", "https://b:2"]] {
+            let error = refused(bare(hosts).tls(tls()));
+            assert!(matches!(error, EtcdError::Tls(TlsError::NoCertificate { .. })), "{error}");
+        }
     }
 
     #[test]
@@ -212,8 +295,8 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_none_and_so_is_an_empty_host() {
-        let hosts = |value: &str| EtcdOptions::from_variable(Some(value.into())).hosts;
-        let hosts = |value: &str| Hosts(&hosts(value)).to_string();
+        let hosts = |value: &str| EtcdOptions::from_variable(Some(value.into())).hosts.all;
+        let hosts = |value: &str| etcd::Hosts(&hosts(value)).to_string();
         for unset in ["", " "] {
             assert_eq!(hosts(unset), DEFAULT_HOST);
         }
@@ -222,7 +305,7 @@ mod tests {
         assert!(matches!(refused(EtcdOptions::from_variable(Some(",".into()))), EtcdError::NoHosts));
         let mistake = EtcdOptions::from_variable(Some("a:1?x=1".into()));
         assert!(matches!(refused(mistake), EtcdError::UnknownOption { .. }));
-        assert_eq!(Hosts(&EtcdOptions::from_variable(None).hosts).to_string(), DEFAULT_HOST);
+        assert_eq!(etcd::Hosts(&EtcdOptions::from_variable(None).hosts.all).to_string(), DEFAULT_HOST);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tower::{BoxError, util::BoxCloneSyncService};
 
 use super::login::{Login, Token};
 use crate::{
-    connection::{self, Connection, Sender},
+    connection::{self, Connection, Sender, Transport},
     instance::Address,
     replay::Outgoing,
 };
@@ -35,6 +35,7 @@ const KEEP_ALIVE: KeepAlive =
 /// One connection to one host, dialled by the first call, never again
 pub(super) struct Wire {
     host: Address,
+    transport: Transport,
     authority: Authority,
     dialled: OnceCell<Result<(Connection, Bare), Status>>,
     login: Option<Arc<Login>>,
@@ -49,9 +50,10 @@ struct Slot {
 }
 
 impl Wire {
-    pub(super) fn new(host: &Address, login: Option<Arc<Login>>) -> Self {
+    pub(super) fn new(host: &Address, transport: Transport, login: Option<Arc<Login>>) -> Self {
         let authority = host.authority().parse().expect("an address is an authority");
-        Self { host: host.clone(), authority, dialled: OnceCell::new(), login, slot: Mutex::default() }
+        let (dialled, slot) = (OnceCell::new(), Mutex::default());
+        Self { host: host.clone(), transport, authority, dialled, login, slot }
     }
 
     pub(super) fn host(&self) -> &Address {
@@ -116,14 +118,19 @@ impl Wire {
     }
 
     async fn dial(&self) -> Result<(Connection, Bare), Status> {
-        let config =
-            connection::Config { connect_timeout: CONNECT, keep_alive: KEEP_ALIVE, waiters: Arc::default() };
+        let config = connection::Config {
+            connect_timeout: CONNECT,
+            transport: self.transport.clone(),
+            keep_alive: KEEP_ALIVE,
+            waiters: Arc::default(),
+        };
         let dialled = connection::connect(&self.host, &config).await;
         let (connection, driver) = dialled.map_err(|error| Status::unavailable(error.to_string()))?;
         // Ends when the connection is dropped with its link and the open streams have ended, or when the peer is dead.
         tokio::spawn(driver);
         let sender = connection.sender().clone();
-        let bare = Bare { host: self.host.clone(), authority: self.authority.clone(), sender };
+        let (host, authority) = (self.host.clone(), self.authority.clone());
+        let bare = Bare { host, scheme: self.transport.scheme(), authority, sender };
         Ok((connection, bare))
     }
 }
@@ -132,6 +139,7 @@ impl Wire {
 #[derive(Clone)]
 pub(super) struct Bare {
     host: Address,
+    scheme: Scheme,
     authority: Authority,
     sender: Sender,
 }
@@ -161,7 +169,8 @@ impl Bare {
 
     fn uri(&self, path: &Uri) -> Uri {
         let path = path.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(path);
+        let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
+        let uri = uri.path_and_query(path);
         uri.build().expect("all three parts are valid")
     }
 }

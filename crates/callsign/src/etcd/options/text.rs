@@ -20,44 +20,82 @@ pub(crate) fn parse(text: &str) -> Result<(EtcdOptions, Option<String>), EtcdErr
         let (name, password) = credentials(login)?;
         options = options.user(name, password);
     }
-    let mut key = None;
+    let (mut key, mut tls) = (None, TlsText::default());
     for option in query.split('&').filter(|option| !option.is_empty()) {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let value = unescape(value).ok_or_else(|| bad(name, "it is not UTF-8"))?;
         match name {
             "key" => key = Some(value),
-            name => options = set(options, name, value)?,
+            "namespace" => options = options.namespace(value),
+            "tls_ca" => tls.ca = Some(value),
+            "tls_cert" => tls.certificate = Some(value),
+            "tls_key" => tls.key = Some(value),
+            "tls_server_name" => tls.server_name = Some(value),
+            "require_tls" => match value.as_str() {
+                "true" => options = options.require_tls(),
+                "false" => {}
+                _ => return Err(bad(name, "it is neither true nor false")),
+            },
+            unknown => return Err(EtcdError::UnknownOption { option: shown(unknown) }),
         }
     }
+    options = tls.apply(options)?;
     match options.mistake.take() {
         Some(mistake) => Err(mistake),
         None => Ok((options, key)),
     }
 }
 
-fn set(options: EtcdOptions, name: &str, value: String) -> Result<EtcdOptions, EtcdError> {
-    Ok(match name {
-        "namespace" => options.namespace(value),
-        "require_tls" => match value.as_str() {
-            "true" => options.require_tls(),
-            "false" => options,
-            _ => return Err(bad(name, "it is neither true nor false")),
-        },
-        unknown => {
-            let shown = unknown.chars().take(SHOWN).collect::<String>().escape_debug().to_string();
-            return Err(EtcdError::UnknownOption { option: shown });
-        }
-    })
+/// The options for TLS, as they came
+#[derive(Default, PartialEq)]
+struct TlsText {
+    ca: Option<String>,
+    certificate: Option<String>,
+    key: Option<String>,
+    server_name: Option<String>,
 }
 
-/// Characters of an unknown option in a message.
-const SHOWN: usize = 40;
+impl TlsText {
+    #[cfg(feature = "tls")]
+    fn apply(self, options: EtcdOptions) -> Result<EtcdOptions, EtcdError> {
+        if self == Self::default() {
+            return Ok(options);
+        }
+        let mut tls = crate::tls::Tls::new();
+        if let Some(ca) = self.ca {
+            tls = tls.ca_file(ca);
+        }
+        match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => tls = tls.identity_files(certificate, key),
+            (Some(_), None) => return Err(bad("tls_cert", "tls_key is missing")),
+            (None, Some(_)) => return Err(bad("tls_key", "tls_cert is missing")),
+            (None, None) => {}
+        }
+        if let Some(name) = self.server_name {
+            tls = tls.server_name(name);
+        }
+        Ok(options.tls(tls))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn apply(self, options: EtcdOptions) -> Result<EtcdOptions, EtcdError> {
+        let Self { ca, certificate, key, server_name } = self;
+        let given =
+            [("tls_ca", ca), ("tls_cert", certificate), ("tls_key", key), ("tls_server_name", server_name)];
+        match given.into_iter().find(|(_, value)| value.is_some()) {
+            Some((name, _)) => Err(bad(name, "callsign has to be built with the feature `tls`")),
+            None => Ok(options),
+        }
+    }
+}
 
 fn bad(option: &str, reason: &'static str) -> EtcdError {
-    EtcdError::BadOption {
-        option: option.chars().take(SHOWN).collect::<String>().escape_debug().to_string(),
-        reason,
-    }
+    EtcdError::BadOption { option: shown(option), reason }
+}
+
+/// The name of an option, however wrong, as it may be shown
+fn shown(option: &str) -> String {
+    option.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 
 fn credentials(login: &str) -> Result<(String, String), EtcdError> {
@@ -103,7 +141,7 @@ mod tests {
     }
 
     fn hosts(text: &str) -> String {
-        Hosts(&parse(text).unwrap().0.hosts).to_string()
+        Hosts(&parse(text).unwrap().0.hosts.all).to_string()
     }
 
     #[test]
@@ -134,6 +172,32 @@ mod tests {
         let (options, key) = parse("a:1?key=%2Fsvc%2fhello&namespace=/service&&require_tls=false").unwrap();
         assert_eq!(key.as_deref(), Some("/svc/hello"));
         assert_eq!(options.check().unwrap().namespace.key("x"), "/service/x");
+    }
+
+    #[test]
+    #[cfg(feature = "tls")]
+    fn options_for_tls_turn_it_on() {
+        use crate::tls::TlsError;
+
+        let refused = |text: &str| parse(text).unwrap().0.check().err().unwrap();
+        // That it reads the file shows that it got there.
+        let unreadable = refused("a:1?tls_ca=%2Fnowhere");
+        let EtcdError::Tls(TlsError::Unreadable { path, .. }) = &unreadable else { panic!("{unreadable}") };
+        assert_eq!(path.to_str(), Some("/nowhere"));
+        let unreadable = refused("a:1?tls_cert=/nowhere/c&tls_key=/nowhere/k").to_string();
+        assert!(unreadable.contains("/nowhere/"), "{unreadable}");
+        assert!(matches!(refused("a:1?tls_server_name=%20"), EtcdError::Tls(TlsError::BadServerName { .. })));
+        assert!(matches!(refused("http://a:1?tls_ca=x"), EtcdError::Mixed { .. }));
+        for half in ["a:1?tls_cert=x", "a:1?tls_key=x"] {
+            assert!(matches!(parse(half), Err(EtcdError::BadOption { .. })), "{half}");
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "tls"))]
+    fn options_for_tls_are_refused_by_a_build_without_it() {
+        let error = refused("a:1?tls_ca=x").to_string();
+        assert!(error.contains("tls_ca") && error.contains("feature `tls`"), "{error}");
     }
 
     #[test]
