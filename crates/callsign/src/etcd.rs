@@ -105,7 +105,7 @@ impl Etcd {
             tracing::warn!(hosts = %Hosts(&hosts), "the password will be sent to etcd in plaintext");
         }
         let login = user.map(|user| Arc::new(Login::new(user, Arc::clone(&report))));
-        let cluster = Arc::new(Cluster { hosts, transport, login });
+        let cluster = Arc::new(Cluster { hosts, login, transport });
         let session = Session {
             kv: Lane::new(Arc::clone(&cluster), Some(Arc::clone(&report))),
             leases: Lane::new(cluster, None),

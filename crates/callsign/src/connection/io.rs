@@ -58,6 +58,7 @@ impl Transport {
         }
     }
 
+    /// Whether who is on the way can read along
     pub(crate) fn is_plain(&self) -> bool {
         matches!(self, Self::Plain)
     }
@@ -126,5 +127,91 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         delegate!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "tls")]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::{TlsAcceptor, server};
+
+    use super::{
+        super::tap::{News, Tap},
+        *,
+    };
+    use crate::tls::{Connector, Tls};
+
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+    /// Both ends of a TLS connection, ours as connections use it
+    async fn pair() -> (server::TlsStream<TcpStream>, Tap<Io>, Arc<News>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let tls = Tls::new().ca_pem(made.cert.pem()).server_name("localhost");
+        let key = made.signing_key.serialize_der().try_into().unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let transport = Transport::Tls(Connector::new(&tls).unwrap());
+        let (peer, ours) = tokio::join!(
+            async { acceptor.accept(listener.accept().await.unwrap().0).await.unwrap() },
+            async {
+                let tcp = TcpStream::connect(address).await.unwrap();
+                transport.carry(&address.into(), tcp).await.unwrap()
+            }
+        );
+        let news = Arc::new(News::default());
+        (peer, Tap::new(ours, Arc::clone(&news)), news)
+    }
+
+    async fn read_all(tap: &mut Tap<Io>) -> Vec<u8> {
+        let mut read = Vec::new();
+        tap.read_to_end(&mut read).await.unwrap();
+        read
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_says_goodbye_is_read_to_its_end_even_when_writing_fails() {
+        let (mut peer, mut tap, news) = pair().await;
+        peer.write_all(&SETTINGS).await.unwrap();
+        // Says close_notify and closes; what we send from now on is answered with a reset.
+        peer.shutdown().await.unwrap();
+        drop(peer);
+        while news.mute().is_none() {
+            tap.write_all(&[0; 1 << 16]).await.unwrap();
+            tap.flush().await.unwrap();
+        }
+        assert_eq!(read_all(&mut tap).await, SETTINGS);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_without_a_word_to_tls_ends_a_connection_as_over_tcp() {
+        let (mut peer, mut tap, _) = pair().await;
+        peer.write_all(&SETTINGS).await.unwrap();
+        // As the kernel does for a process that was killed.
+        peer.get_mut().0.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut tap).await, SETTINGS);
+    }
+
+    #[tokio::test]
+    async fn what_was_written_leaves_with_a_flush() {
+        let (mut peer, mut tap, _) = pair().await;
+        tap.write_all(b"preface").await.unwrap();
+        tap.flush().await.unwrap();
+        let mut read = [0; 7];
+        peer.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"preface");
     }
 }

@@ -41,8 +41,8 @@ pub(crate) struct Lane {
 pub(crate) struct Cluster {
     /// At least one
     pub(super) hosts: Vec<Address>,
-    pub(super) transport: Transport,
     pub(super) login: Option<Arc<Login>>,
+    pub(super) transport: Transport,
 }
 
 struct Current {
@@ -184,8 +184,7 @@ pub(crate) struct Link {
 
 impl Link {
     fn new(generation: u64, position: usize, cluster: &Cluster) -> Self {
-        let host = &cluster.hosts[position];
-        let wire = Arc::new(Wire::new(host, cluster.transport.clone(), cluster.login.clone()));
+        let wire = Arc::new(Wire::new(&cluster.hosts[position], cluster.login.clone(), &cluster.transport));
         Self { generation, position, client: wire::client(Arc::clone(&wire)), wire }
     }
 

@@ -1,6 +1,7 @@
 //! Which cluster, as whom, and how long to try
 
 pub(crate) mod text;
+mod tls;
 
 use std::{ffi::OsString, str::FromStr, time::Duration};
 
@@ -22,12 +23,14 @@ const DEFAULT_HOST: &str = "127.0.0.1:2379";
 /// | option | is |
 /// | --- | --- |
 /// | `namespace` | [`namespace`](Self::namespace) |
-/// | `tls_ca` | a PEM file for [`Tls::ca_file`](crate::tls::Tls::ca_file) |
-/// | `tls_cert`, `tls_key` | two PEM files for [`Tls::identity_files`](crate::tls::Tls::identity_files) |
-/// | `tls_server_name` | [`Tls::server_name`](crate::tls::Tls::server_name) |
 /// | `require_tls` | `true` for [`require_tls`](Self::require_tls) |
+/// | `tls_ca`, `tls_cert`, `tls_key` | files for TLS: whom to trust instead of the system's roots; our certificate, its key |
+/// | `tls_server_name` | the name to verify instead of the host's |
 ///
 /// Any of the options `tls_*`, which need the feature `tls`, turns TLS on.
+///
+/// Connections to etcd are pinged every 10 s while a request or stream is open, and given up when a ping is not answered
+/// within 3 s. That is no option: etcd closes connections that are pinged more often than every 5 s.
 ///
 /// What is wrong with a setter's argument is reported by [`Etcd::connect`](super::Etcd::connect) and
 /// [`Etcd::connect_lazy`](super::Etcd::connect_lazy). User and password are never shown, nor is either in any error or log.
@@ -42,9 +45,9 @@ const DEFAULT_HOST: &str = "127.0.0.1:2379";
 #[derive(Clone, Debug)]
 pub struct EtcdOptions {
     hosts: Hosts,
+    user: Option<Credentials>,
     #[cfg(feature = "tls")]
     tls: Option<crate::tls::Tls>,
-    user: Option<Credentials>,
     namespace: Namespace,
     require_tls: bool,
     pub(super) connect_timeout: Duration,
@@ -65,14 +68,14 @@ impl EtcdOptions {
     /// address, IPv6 in brackets
     ///
     /// One host is used at a time. One that fails, or whose name cannot be resolved, is left for the next. `https`, which
-    /// needs the feature `tls`, goes for all of them: by default with the system's roots. Hosts without a scheme go with
-    /// the rest.
+    /// needs the feature `tls`, goes for all of them: by default with the system's roots. Hosts without a scheme go with the
+    /// rest.
     pub fn new<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Self {
         let mut options = Self {
             hosts: Hosts::default(),
+            user: None,
             #[cfg(feature = "tls")]
             tls: None,
-            user: None,
             require_tls: false,
             namespace: Namespace::default(),
             connect_timeout: Duration::from_secs(5),
@@ -119,13 +122,6 @@ impl EtcdOptions {
         self
     }
 
-    /// Speaks TLS with every host; none of them may be `http://`
-    #[cfg(feature = "tls")]
-    pub fn tls(mut self, tls: crate::tls::Tls) -> Self {
-        self.tls = Some(tls);
-        self
-    }
-
     /// Refuses to use etcd in plaintext; by default that is allowed
     pub fn require_tls(mut self) -> Self {
         self.require_tls = true;
@@ -141,6 +137,13 @@ impl EtcdOptions {
             Ok(namespace) => self.namespace = namespace,
             Err(mistake) => self.mistake = self.mistake.or(Some(mistake)),
         }
+        self
+    }
+
+    /// Speaks TLS with every host; none of them may be `http://`
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: crate::tls::Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -160,8 +163,8 @@ impl EtcdOptions {
         if self.require_tls && transport.is_plain() {
             return Err(EtcdError::Plaintext);
         }
-        let Self { hosts, user, namespace, .. } = self;
-        Ok(Checked { hosts: hosts.all, user, namespace, transport })
+        let Self { hosts: Hosts { all: hosts, .. }, user, namespace, .. } = self;
+        Ok(Checked { hosts, user, namespace, transport })
     }
 
     /// Reads and checks what TLS needs

@@ -35,8 +35,8 @@ const KEEP_ALIVE: KeepAlive =
 /// One connection to one host, dialled by the first call, never again
 pub(super) struct Wire {
     host: Address,
-    transport: Transport,
     authority: Authority,
+    transport: Transport,
     dialled: OnceCell<Result<(Connection, Bare), Status>>,
     login: Option<Arc<Login>>,
     slot: Mutex<Slot>,
@@ -50,10 +50,15 @@ struct Slot {
 }
 
 impl Wire {
-    pub(super) fn new(host: &Address, transport: Transport, login: Option<Arc<Login>>) -> Self {
-        let authority = host.authority().parse().expect("an address is an authority");
-        let (dialled, slot) = (OnceCell::new(), Mutex::default());
-        Self { host: host.clone(), transport, authority, dialled, login, slot }
+    pub(super) fn new(host: &Address, login: Option<Arc<Login>>, transport: &Transport) -> Self {
+        Self {
+            host: host.clone(),
+            authority: host.authority().parse().expect("an address is an authority"),
+            transport: transport.clone(),
+            dialled: OnceCell::new(),
+            login,
+            slot: Mutex::default(),
+        }
     }
 
     pub(super) fn host(&self) -> &Address {
@@ -169,8 +174,8 @@ impl Bare {
 
     fn uri(&self, path: &Uri) -> Uri {
         let path = path.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
-        let uri = uri.path_and_query(path);
+        let uri =
+            Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path);
         uri.build().expect("all three parts are valid")
     }
 }

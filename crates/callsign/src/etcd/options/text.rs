@@ -1,6 +1,6 @@
 //! Options as one line of text: for the environment, and for the targets of channels
 
-use super::EtcdOptions;
+use super::{EtcdOptions, tls::TlsText};
 use crate::etcd::EtcdError;
 
 /// Reads `[etcd:///][user:password@]host,host...[?option=value&...]`, and a `key` among the options
@@ -26,17 +26,8 @@ pub(crate) fn parse(text: &str) -> Result<(EtcdOptions, Option<String>), EtcdErr
         let value = unescape(value).ok_or_else(|| bad(name, "it is not UTF-8"))?;
         match name {
             "key" => key = Some(value),
-            "namespace" => options = options.namespace(value),
-            "tls_ca" => tls.ca = Some(value),
-            "tls_cert" => tls.certificate = Some(value),
-            "tls_key" => tls.key = Some(value),
-            "tls_server_name" => tls.server_name = Some(value),
-            "require_tls" => match value.as_str() {
-                "true" => options = options.require_tls(),
-                "false" => {}
-                _ => return Err(bad(name, "it is neither true nor false")),
-            },
-            unknown => return Err(EtcdError::UnknownOption { option: shown(unknown) }),
+            name if tls.take(name, &value)? => {}
+            name => options = set(options, name, value)?,
         }
     }
     options = tls.apply(options)?;
@@ -46,47 +37,16 @@ pub(crate) fn parse(text: &str) -> Result<(EtcdOptions, Option<String>), EtcdErr
     }
 }
 
-/// The options for TLS, as they came
-#[derive(Default, PartialEq)]
-struct TlsText {
-    ca: Option<String>,
-    certificate: Option<String>,
-    key: Option<String>,
-    server_name: Option<String>,
-}
-
-impl TlsText {
-    #[cfg(feature = "tls")]
-    fn apply(self, options: EtcdOptions) -> Result<EtcdOptions, EtcdError> {
-        if self == Self::default() {
-            return Ok(options);
-        }
-        let mut tls = crate::tls::Tls::new();
-        if let Some(ca) = self.ca {
-            tls = tls.ca_file(ca);
-        }
-        match (self.certificate, self.key) {
-            (Some(certificate), Some(key)) => tls = tls.identity_files(certificate, key),
-            (Some(_), None) => return Err(bad("tls_cert", "tls_key is missing")),
-            (None, Some(_)) => return Err(bad("tls_key", "tls_cert is missing")),
-            (None, None) => {}
-        }
-        if let Some(name) = self.server_name {
-            tls = tls.server_name(name);
-        }
-        Ok(options.tls(tls))
-    }
-
-    #[cfg(not(feature = "tls"))]
-    fn apply(self, options: EtcdOptions) -> Result<EtcdOptions, EtcdError> {
-        let Self { ca, certificate, key, server_name } = self;
-        let given =
-            [("tls_ca", ca), ("tls_cert", certificate), ("tls_key", key), ("tls_server_name", server_name)];
-        match given.into_iter().find(|(_, value)| value.is_some()) {
-            Some((name, _)) => Err(bad(name, "callsign has to be built with the feature `tls`")),
-            None => Ok(options),
-        }
-    }
+fn set(options: EtcdOptions, name: &str, value: String) -> Result<EtcdOptions, EtcdError> {
+    Ok(match name {
+        "namespace" => options.namespace(value),
+        "require_tls" => match value.as_str() {
+            "true" => options.require_tls(),
+            "false" => options,
+            _ => return Err(bad(name, "it is neither true nor false")),
+        },
+        unknown => return Err(EtcdError::UnknownOption { option: shown(unknown) }),
+    })
 }
 
 fn bad(option: &str, reason: &'static str) -> EtcdError {
@@ -175,32 +135,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "tls")]
-    fn options_for_tls_turn_it_on() {
-        use crate::tls::TlsError;
-
-        let refused = |text: &str| parse(text).unwrap().0.check().err().unwrap();
-        // That it reads the file shows that it got there.
-        let unreadable = refused("a:1?tls_ca=%2Fnowhere");
-        let EtcdError::Tls(TlsError::Unreadable { path, .. }) = &unreadable else { panic!("{unreadable}") };
-        assert_eq!(path.to_str(), Some("/nowhere"));
-        let unreadable = refused("a:1?tls_cert=/nowhere/c&tls_key=/nowhere/k").to_string();
-        assert!(unreadable.contains("/nowhere/"), "{unreadable}");
-        assert!(matches!(refused("a:1?tls_server_name=%20"), EtcdError::Tls(TlsError::BadServerName { .. })));
-        assert!(matches!(refused("http://a:1?tls_ca=x"), EtcdError::Mixed { .. }));
-        for half in ["a:1?tls_cert=x", "a:1?tls_key=x"] {
-            assert!(matches!(parse(half), Err(EtcdError::BadOption { .. })), "{half}");
-        }
-    }
-
-    #[test]
-    #[cfg(not(feature = "tls"))]
-    fn options_for_tls_are_refused_by_a_build_without_it() {
-        let error = refused("a:1?tls_ca=x").to_string();
-        assert!(error.contains("tls_ca") && error.contains("feature `tls`"), "{error}");
-    }
-
-    #[test]
     fn every_mistake_is_told_by_its_type() {
         use EtcdError::{BadHost, BadOption, Login, Namespace, NoHosts, Plaintext, UnknownOption};
         assert!(matches!(refused(""), NoHosts));
@@ -219,7 +153,7 @@ mod tests {
         assert!(matches!(refused("a:1?require_tls"), BadOption { .. }));
         assert!(matches!(refused("a:1?colour=red"), UnknownOption { .. }));
         let plain = parse("a:1?require_tls=true").unwrap().0.check().err();
-        assert!(matches!(plain, Some(Plaintext { .. })));
+        assert!(matches!(plain, Some(Plaintext)));
     }
 
     #[test]
