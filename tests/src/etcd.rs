@@ -93,12 +93,18 @@ impl EtcdProcess {
 
     /// Starts a cluster of three real members and waits until each of them answers
     pub async fn start_three() -> [Self; 3] {
+        Self::start_three_with(&[]).await
+    }
+
+    /// The same with more options for each
+    pub async fn start_three_with(options: &[&str]) -> [Self; 3] {
         for _ in 0..5 {
             let [a, b, c, d, e, f] = free_ports();
             let mut members = [[a, b], [c, d], [e, f]].map(|ports| Self::member(Program::Real, ports));
             let cluster = members.each_ref().map(Self::named_peer).join(",");
             for member in &mut members {
                 member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
+                member.options.extend(options.iter().map(ToString::to_string));
                 member.child = Some(member.spawn());
             }
             let [a, b, c] = &mut members;

@@ -48,8 +48,13 @@ pub async fn tls(options: &[String]) -> Option<EtcdProcess> {
 
 /// The same, as a cluster of three members
 pub async fn three_members() -> Option<[EtcdProcess; 3]> {
+    three_members_with(&[]).await
+}
+
+/// The same with more options for each
+pub async fn three_members_with(options: &[&str]) -> Option<[EtcdProcess; 3]> {
     let members = is_real("the embedded etcd is a single member");
-    if members { Some(EtcdProcess::start_three().await) } else { None }
+    if members { Some(EtcdProcess::start_three_with(options).await) } else { None }
 }
 
 /// Whether `etcdctl` can be run; says so if not

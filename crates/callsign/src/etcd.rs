@@ -224,7 +224,7 @@ pub enum EtcdError {
         /// What is wrong with its value
         reason: &'static str,
     },
-    /// TLS is required and not configured: use `https://` hosts
+    /// TLS is required and not asked for: use `https://` hosts, or settings for TLS
     #[error("etcd would be used in plaintext, and TLS is required")]
     Plaintext,
     /// The namespace cannot stand before a key: correct it

@@ -27,6 +27,11 @@ const DEFAULT_HOST: &str = "127.0.0.1:2379";
 /// | `tls_ca`, `tls_cert`, `tls_key` | files for TLS: whom to trust instead of the system's roots; our certificate, its key |
 /// | `tls_server_name` | the name to verify instead of the host's |
 ///
+/// Any of the options `tls_*`, which need the feature `tls`, turns TLS on.
+///
+/// Connections to etcd are pinged every 10 s while a request or stream is open, and given up when a ping is not answered
+/// within 3 s. That is no option: etcd closes connections that are pinged more often than every 5 s.
+///
 /// What is wrong with a setter's argument is reported by [`Etcd::connect`](super::Etcd::connect) and
 /// [`Etcd::connect_lazy`](super::Etcd::connect_lazy). User and password are never shown, nor is either in any error or log.
 ///

@@ -45,21 +45,17 @@ fn set(options: EtcdOptions, name: &str, value: String) -> Result<EtcdOptions, E
             "false" => options,
             _ => return Err(bad(name, "it is neither true nor false")),
         },
-        unknown => {
-            let shown = unknown.chars().take(SHOWN).collect::<String>().escape_debug().to_string();
-            return Err(EtcdError::UnknownOption { option: shown });
-        }
+        unknown => return Err(EtcdError::UnknownOption { option: shown(unknown) }),
     })
 }
 
-/// Characters of an unknown option in a message.
-const SHOWN: usize = 40;
-
 fn bad(option: &str, reason: &'static str) -> EtcdError {
-    EtcdError::BadOption {
-        option: option.chars().take(SHOWN).collect::<String>().escape_debug().to_string(),
-        reason,
-    }
+    EtcdError::BadOption { option: shown(option), reason }
+}
+
+/// The name of an option, however wrong, as it may be shown
+fn shown(option: &str) -> String {
+    option.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 
 fn credentials(login: &str) -> Result<(String, String), EtcdError> {
@@ -157,7 +153,7 @@ mod tests {
         assert!(matches!(refused("a:1?require_tls"), BadOption { .. }));
         assert!(matches!(refused("a:1?colour=red"), UnknownOption { .. }));
         let plain = parse("a:1?require_tls=true").unwrap().0.check().err();
-        assert!(matches!(plain, Some(Plaintext { .. })));
+        assert!(matches!(plain, Some(Plaintext)));
     }
 
     #[test]
