@@ -16,25 +16,43 @@ pub mod discovery;
 mod entry;
 mod feed;
 mod lane;
+mod login;
 mod name;
+mod options;
 mod pace;
 mod request;
+mod state;
 mod watching;
+mod wire;
 
 #[cfg(test)]
 mod fuzz;
 
-use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
-pub use self::name::ServiceError;
+pub(crate) use self::options::text;
 pub(crate) use self::{
     feed::{Subscription, Update},
-    name::ServiceName,
+    name::{Namespace, ServiceName},
 };
-use self::{lane::Lane, pace::Pace, request::RequestError};
-use crate::instance::{Address, AddressError};
+use self::{
+    lane::{Cluster, Lane},
+    login::Login,
+    options::Checked,
+    pace::Pace,
+    request::RequestError,
+    state::Report,
+};
+pub use self::{name::ServiceError, options::EtcdOptions, state::SessionState};
+use crate::{
+    deadline::far,
+    instance::{Address, AddressError},
+};
 
 /// A session with an etcd cluster
 ///
@@ -50,6 +68,8 @@ struct Session {
     kv: Lane,
     /// Leases: a big list must not delay a keepalive
     leases: Lane,
+    namespace: Namespace,
+    report: Arc<Report>,
     discoveries: discovery::Shared,
 }
 
@@ -58,13 +78,17 @@ impl Etcd {
     ///
     /// # Errors
     ///
-    /// Bad input at once; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
+    /// Bad input at once; [`EtcdError::Refused`] as soon as etcd refuses the login; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
     /// within [`connect_timeout`](EtcdOptions::connect_timeout).
     pub async fn connect(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let deadline = Instant::now() + options.connect_timeout.min(LONGEST);
+        let deadline = far(Instant::now(), options.connect_timeout);
         let etcd = Self::connect_lazy(options)?;
         match etcd.until_answered(deadline).await {
             Ok(()) => Ok(etcd),
+            Err(error) if error.is_refusal() => {
+                let (host, cause) = error.into_parts();
+                Err(EtcdError::Refused { host, cause })
+            }
             Err(error) => Err(EtcdError::Unreachable {
                 hosts: Hosts(etcd.hosts()).to_string(),
                 cause: error.to_string(),
@@ -78,10 +102,18 @@ impl Etcd {
     ///
     /// Only bad input: see [`EtcdError`].
     pub fn connect_lazy(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let hosts: Arc<[Address]> = options.hosts?.into();
+        let Checked { hosts, user, namespace, transport } = options.check()?;
+        let report = Arc::new(Report::new());
+        if user.is_some() && transport.is_plain() {
+            tracing::warn!(hosts = %Hosts(&hosts), "the password will be sent to etcd in plaintext");
+        }
+        let login = user.map(|user| Arc::new(Login::new(user, Arc::clone(&report))));
+        let cluster = Arc::new(Cluster { hosts, login, transport });
         let session = Session {
-            kv: Lane::new(Arc::clone(&hosts)),
-            leases: Lane::new(hosts),
+            kv: Lane::new(Arc::clone(&cluster), Some(Arc::clone(&report))),
+            leases: Lane::new(cluster, None),
+            namespace,
+            report,
             discoveries: discovery::Shared::default(),
         };
         Ok(Self { session: Arc::new(session) })
@@ -90,6 +122,21 @@ impl Etcd {
     /// The hosts of the cluster, as given
     pub fn hosts(&self) -> &[Address] {
         self.session.kv.hosts()
+    }
+
+    /// Which host the session uses, or why none, and each change of that
+    pub fn state(&self) -> watch::Receiver<SessionState> {
+        self.session.report.subscribe()
+    }
+
+    /// What stands before every key of this session
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.session.namespace
+    }
+
+    /// A service in this session's namespace
+    pub(crate) fn service(&self, name: impl Into<String>) -> Result<ServiceName, ServiceError> {
+        Ok(ServiceName::parse(name)?.within(self.namespace()))
     }
 
     /// The instances of `service`, now and from now on; all who follow one service share one watch
@@ -131,66 +178,6 @@ impl fmt::Debug for Etcd {
     }
 }
 
-/// etcd's own default.
-const DEFAULT_HOST: &str = "127.0.0.1:2379";
-
-/// 30 years, which is for ever to tokio; the clock would overflow with what a `Duration` can hold.
-const LONGEST: Duration = Duration::from_secs(30 * 365 * 86_400);
-
-/// Which cluster, and how long to try
-#[derive(Clone, Debug)]
-pub struct EtcdOptions {
-    hosts: Result<Vec<Address>, EtcdError>,
-    connect_timeout: Duration,
-}
-
-impl EtcdOptions {
-    /// A cluster by its hosts, each `host:port` or `http://host:port`
-    ///
-    /// Bad hosts are reported by [`Etcd::connect`] and [`Etcd::connect_lazy`].
-    pub fn new<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Self {
-        Self { hosts: parse(hosts), connect_timeout: Duration::from_secs(5) }
-    }
-
-    /// The cluster named by the environment: `CALLSIGN_ETCD`, hosts with commas between, else `127.0.0.1:2379`
-    ///
-    /// Empty is as good as unset. A value that is not UTF-8 is reported as bad hosts are.
-    pub fn from_env() -> Self {
-        Self::from_variable(std::env::var_os("CALLSIGN_ETCD"))
-    }
-
-    fn from_variable(hosts: Option<OsString>) -> Self {
-        let Ok(hosts) = hosts.unwrap_or_default().into_string() else {
-            return Self { hosts: Err(EtcdError::NotUnicode), ..Self::new([DEFAULT_HOST]) };
-        };
-        match hosts.trim() {
-            "" => Self::new([DEFAULT_HOST]),
-            hosts => Self::new(hosts.split(',').map(str::trim).filter(|host| !host.is_empty())),
-        }
-    }
-
-    /// How long [`Etcd::connect`] tries in all, 5 s by default
-    ///
-    /// A host that accepts and does not answer costs 2 s of it.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-}
-
-fn parse<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Result<Vec<Address>, EtcdError> {
-    let mut addresses = Vec::new();
-    for host in hosts {
-        let address: Address = host.as_ref().parse().map_err(EtcdError::BadHost)?;
-        // Going on in plaintext would be a silent downgrade.
-        if address.is_https() {
-            return Err(EtcdError::Https { host: address });
-        }
-        addresses.push(address);
-    }
-    if addresses.is_empty() { Err(EtcdError::NoHosts) } else { Ok(addresses) }
-}
-
 /// Why there is no session with etcd
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -204,11 +191,60 @@ pub enum EtcdError {
     /// `CALLSIGN_ETCD` is not text: correct it
     #[error("CALLSIGN_ETCD is not UTF-8")]
     NotUnicode,
-    /// A host asks for TLS, which is not supported yet: use `http://`
-    #[error("etcd host {host} asks for https, which is not supported yet")]
+    /// A host asks for TLS, and callsign was built without it: enable its feature `tls`
+    #[error("etcd host {host} asks for https: callsign has to be built with the feature `tls`")]
     Https {
         /// The host
         host: Address,
+    },
+    /// A host asks for plaintext where the rest, or the settings, ask for TLS: say the same of all
+    #[error("etcd host {host} asks for http, others or the settings for TLS")]
+    Mixed {
+        /// The host
+        host: Address,
+    },
+    /// The settings for TLS make no sense, or a file in them cannot be used: correct them
+    #[cfg(feature = "tls")]
+    #[error("bad TLS settings for etcd: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// User and password cannot be those: correct them. They are not shown
+    #[error("bad user and password for etcd: {reason}")]
+    Login {
+        /// What is wrong with them
+        reason: &'static str,
+    },
+    /// Nothing is called so: see [`EtcdOptions`] for what is
+    #[error("etcd has no option \"{option}\" here")]
+    UnknownOption {
+        /// The option, escaped
+        option: String,
+    },
+    /// An option has a value that it cannot have: correct it
+    #[error("bad value of the etcd option \"{option}\": {reason}")]
+    BadOption {
+        /// The option
+        option: String,
+        /// What is wrong with its value
+        reason: &'static str,
+    },
+    /// TLS is required and not asked for: use `https://` hosts, or settings for TLS
+    #[error("etcd would be used in plaintext, and TLS is required")]
+    Plaintext,
+    /// The namespace cannot stand before a key: correct it
+    #[error("bad namespace \"{namespace}\": {reason}")]
+    Namespace {
+        /// The namespace, escaped
+        namespace: String,
+        /// What is wrong with it
+        reason: &'static str,
+    },
+    /// etcd answered and refused: user or password are wrong, or may not do what is asked
+    #[error("etcd {host} refused: {cause}")]
+    Refused {
+        /// The host
+        host: Address,
+        /// What etcd said
+        cause: String,
     },
     /// No host answered in time: see the cause, then check the hosts
     #[error("no etcd host of {hosts} answered: {cause}")]
@@ -234,35 +270,9 @@ impl fmt::Display for Hosts<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-
-    #[test]
-    fn bad_hosts_are_refused_before_any_network_call() {
-        let refused = |hosts: &[&str]| Etcd::connect_lazy(EtcdOptions::new(hosts)).unwrap_err();
-        assert!(matches!(refused(&[]), EtcdError::NoHosts));
-        assert!(refused(&["127.0.0.1"]).to_string().contains("etcd host: bad address \"127.0.0.1\""));
-        assert!(matches!(refused(&["a:1", "https://b:2"]), EtcdError::Https { .. }));
-    }
-
-    #[test]
-    fn an_empty_variable_is_none_and_so_is_an_empty_host() {
-        let hosts = |value: &str| EtcdOptions::from_variable(Some(value.into())).hosts.unwrap();
-        let hosts = |value: &str| Hosts(&hosts(value)).to_string();
-        for unset in ["", " "] {
-            assert_eq!(hosts(unset), DEFAULT_HOST);
-        }
-        assert_eq!(hosts("a:1,"), "a:1");
-        assert_eq!(hosts(" a:1 , ,b:2"), "a:1, b:2");
-        assert!(matches!(EtcdOptions::from_variable(Some(",".into())).hosts, Err(EtcdError::NoHosts)));
-        assert_eq!(Hosts(&EtcdOptions::from_variable(None).hosts.unwrap()).to_string(), DEFAULT_HOST);
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn a_variable_that_is_no_text_is_an_error() {
-        let value = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
-        assert!(matches!(EtcdOptions::from_variable(Some(value)).hosts, Err(EtcdError::NotUnicode)));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_connect_timeout_is_none() {

@@ -35,11 +35,13 @@
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
 //! | [`instance`] | [`Instance`], its [`Address`] and [`Metadata`], and how it is written in etcd |
+//! | `tls` | `Tls`: whom to trust, who we are (feature `tls`) |
 //!
 //! # Features
 //!
 //! `etcd` and `server` are on by default; `etcd` needs `protoc` at build time. Without them a [`Channel`] balances over
-//! static lists and any [`tower::discover::Discover`].
+//! static lists and any [`tower::discover::Discover`]. `tls` is off by default: connections to etcd over TLS, by rustls and
+//! ring.
 
 pub mod channel;
 #[cfg(feature = "server")]
@@ -49,9 +51,12 @@ pub mod discover;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod instance;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub use callsign_core::policy;
 
 mod connection;
+mod deadline;
 mod endpoint;
 mod replay;
 
@@ -67,7 +72,7 @@ pub use crate::channel::{
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{
-    Etcd, EtcdError, EtcdOptions,
+    Etcd, EtcdError, EtcdOptions, SessionState,
     registration::{RegisterError, Registration, RegistrationState},
 };
 #[cfg(feature = "etcd")]
@@ -75,3 +80,5 @@ pub use crate::instance::Layout;
 pub use crate::instance::{Address, Instance, Metadata};
 #[cfg(feature = "server")]
 pub use crate::server::{Serve, ServeError, ServeRegistered};
+#[cfg(feature = "tls")]
+pub use crate::tls::{Tls, TlsError};

@@ -244,6 +244,7 @@ impl RegistrationBuilder {
 /// What is registered for how long, but not where: a server knows these before it has bound
 #[derive(Debug)]
 pub(crate) struct Terms {
+    /// Without the namespace, which is the session's
     service: ServiceName,
     /// Of the key; in the grpc layout that is the address
     id: i64,
@@ -281,7 +282,7 @@ impl Terms {
     fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
         published(address)?;
         let (key, value) = self.form.pair_of(&self.service, self.id, address)?;
-        let (machine, state) = Machine::new(etcd.clone(), key, value, self.ttl);
+        let (machine, state) = Machine::new(etcd.clone(), etcd.namespace().key(&key), value, self.ttl);
         Ok(machine.spawn(phase, state))
     }
 }
