@@ -1,11 +1,11 @@
 //! Keys, values and names under random input
 
 use super::{
-    ServiceName,
+    EtcdOptions, ServiceName,
     entry::{Entry, Shown, id_of},
 };
 use crate::{
-    fuzz::{assert_one_line, run},
+    fuzz::{PASSWORD, assert_one_line, assert_secret, run, with_password},
     instance::{
         Instance, Layout,
         format::{read, write},
@@ -90,6 +90,34 @@ fn any_name_is_a_prefix_or_an_error_of_one_line() {
             }
             // As long as what its author wrote.
             Err(error) => assert_one_line(&error, 100 + name.len() * 10),
+        }
+    });
+}
+
+const OPTIONS: [&str; 8] = [
+    "127.0.0.1:2379",
+    "root:se%40cret@10.0.0.1:2379,10.0.0.2:2379?namespace=/service",
+    "etcd:///a:2379,[::1]:2379?require_tls=true&tls_server_name=etcd",
+    "https://a:2379?tls_ca=/etc/ca.pem&tls_cert=/etc/cert.pem&tls_key=/etc/key.pem",
+    "http://a:1,https://b:2",
+    "etcd://root:secret@a:1/hello.rpc",
+    "a:1?key=x&unknown=1",
+    "",
+];
+
+#[test]
+fn any_text_is_a_session_s_options_or_an_error_of_one_line_and_neither_shows_a_secret() {
+    run("options", &OPTIONS, |input| {
+        let text = String::from_utf8_lossy(input);
+        if let Err(error) = text.parse::<EtcdOptions>() {
+            // As long as what its author wrote.
+            assert_one_line(&error, 4000 + text.len() * 20);
+        }
+        for secret in [with_password(&text), format!("root:{PASSWORD}@{text}")] {
+            match secret.parse::<EtcdOptions>() {
+                Ok(options) => assert!(!format!("{options:?}").contains(PASSWORD), "{options:?}"),
+                Err(error) => assert_secret(&error),
+            }
         }
     });
 }
