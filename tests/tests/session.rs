@@ -205,7 +205,7 @@ async fn the_next_host_gets_a_token_of_its_own_before_it_can_refuse_the_old_one(
         Etcd::connect(EtcdOptions::new(members.each_ref().map(EtcdProcess::endpoint)).user("root", "root"));
     let session = session.await.unwrap();
     let (view, discovery) = follow(&session, SERVICE);
-    let registration = registered(&session, 7).await;
+    members[0].as_root(async |mut client| client.put("hello.rpc/7", ADDRESS, None).await.map(drop)).await;
     view.until(&[ADDRESS], SEEN).await;
     // Warm where it is used, and cold on the others.
     for number in 0..8 {
@@ -230,13 +230,13 @@ async fn the_next_host_gets_a_token_of_its_own_before_it_can_refuse_the_old_one(
     until(session.state(), "it has moved", moved).await;
     until(discovery, "watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
     follow_anew(&session, "other").await;
-    let second = registered(&session, 8).await;
-    let (logins, refused) = (count(counted_logins, &members).await, count(counted_refused, &members).await);
-    assert_eq!(refused, refused_before, "no token was refused");
-    assert!((1..=4).contains(&(logins - logins_before)), "{} logins", logins - logins_before);
-    assert!(is_registered(&registration.state().borrow()));
-    assert_eq!(view.removed(), 0);
-    second.deregister().await.unwrap();
+    assert_eq!(count(counted_refused, &members).await, refused_before, "no token was refused");
+    // Leases go over another connection, which may lead to the third member.
+    let registration = registered(&session, 8).await;
+    let logins = count(counted_logins, &members).await - logins_before;
+    assert!((1..=3).contains(&logins), "{logins} logins");
+    assert_eq!((view.removed(), is_registered(&registration.state().borrow())), (0, true));
+    registration.deregister().await.unwrap();
 }
 
 type AsyncCount = fn(&EtcdProcess) -> Pin<Box<dyn Future<Output = u64> + '_>>;
