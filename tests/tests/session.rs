@@ -204,9 +204,6 @@ async fn the_next_host_gets_a_token_of_its_own_before_it_can_refuse_the_old_one(
     let session =
         Etcd::connect(EtcdOptions::new(members.each_ref().map(EtcdProcess::endpoint)).user("root", "root"));
     let session = session.await.unwrap();
-    let (view, discovery) = follow(&session, SERVICE);
-    let registration = registered(&session, 7).await;
-    view.until(&[ADDRESS], SEEN).await;
     // Warm where it is used, and cold on the others.
     for number in 0..8 {
         follow_anew(&session, &format!("service{number}")).await;
@@ -226,17 +223,17 @@ async fn the_next_host_gets_a_token_of_its_own_before_it_can_refuse_the_old_one(
     let (logins_before, refused_before) =
         (count(counted_logins, &members).await, count(counted_refused, &members).await);
     members[used].kill9();
-    let moved = |state: &SessionState| matches!(state, SessionState::Connected { host: now } if *now != host);
-    until(session.state(), "it has moved", moved).await;
-    until(discovery, "watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
+    // A list comes first, whose refusal would be counted; a watch's is in band.
     follow_anew(&session, "other").await;
-    let second = registered(&session, 8).await;
-    let (logins, refused) = (count(counted_logins, &members).await, count(counted_refused, &members).await);
-    assert_eq!(refused, refused_before, "no token was refused");
-    assert!((1..=4).contains(&(logins - logins_before)), "{} logins", logins - logins_before);
+    let moved = |state: &SessionState| matches!(state, SessionState::Connected { host: now } if *now != host);
+    assert!(moved(&session.state().borrow()));
+    assert_eq!(count(counted_refused, &members).await, refused_before, "no token was refused");
+    // Leases go over another connection, which may lead to the third member.
+    let registration = registered(&session, 8).await;
+    let logins = count(counted_logins, &members).await - logins_before;
+    assert!((1..=3).contains(&logins), "{logins} logins");
     assert!(is_registered(&registration.state().borrow()));
-    assert_eq!(view.removed(), 0);
-    second.deregister().await.unwrap();
+    registration.deregister().await.unwrap();
 }
 
 type AsyncCount = fn(&EtcdProcess) -> Pin<Box<dyn Future<Output = u64> + '_>>;
@@ -332,7 +329,7 @@ async fn a_watch_that_is_refused_in_band_is_opened_again_with_a_new_token() {
         etcd.expire_tokens();
         sleep(Duration::from_millis(300)).await;
         etcd.delay(Duration::ZERO);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let watching = async {
         while !matches!(told.last(), Some(DiscoveryState::Watching { .. })) {
@@ -428,7 +425,7 @@ struct Logged(Arc<Mutex<Vec<u8>>>);
 
 impl Logged {
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.0.lock().expect("nobody panics while writing")).into_owned()
     }
 
     /// Lines at this level that speak of a session
@@ -442,7 +439,7 @@ impl Logged {
 
 impl io::Write for Logged {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().expect("nobody panics while writing").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

@@ -25,7 +25,7 @@ enum Kind {
     Denied,
     /// The same: user or password. Asked again when it is due
     Login(LoginRefused),
-    /// The token has expired: the next request brings a new one
+    /// The token has expired, or one is needed after all: the next request brings a new one, or a refusal
     Token,
     LeaseGone,
     Compacted,
@@ -78,9 +78,9 @@ impl RequestError {
         let denied = ["permission denied", "PermissionDenied"];
         let (kind, message) = if compact_revision > 0 {
             (Kind::Compacted, format!("the watch's revision was compacted at {compact_revision}"))
-        } else if refuses_token(reason) {
-            (Kind::Token, format!("the watch was refused: {reason}"))
-        } else if needs_login(reason) || denied.iter().any(|text| reason.contains(text)) {
+        } else if refuses_token(reason) || needs_login(reason) {
+            (Kind::Token, format!("the watch was canceled: {reason}"))
+        } else if denied.iter().any(|text| reason.contains(text)) {
             (Kind::Denied, format!("the watch was refused: {reason}"))
         } else {
             (Kind::Other, format!("the watch was canceled: {reason}"))
@@ -103,7 +103,7 @@ impl RequestError {
         self.kind == Kind::Denied
     }
 
-    /// Whether it was no more than a token's end
+    /// Whether another token may help
     pub(super) fn is_of_token(&self) -> bool {
         self.kind == Kind::Token
     }
@@ -245,7 +245,7 @@ mod tests {
             canceled(0, "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"),
             Kind::Token
         );
-        assert_eq!(canceled(0, "etcdserver: user name is empty"), Kind::Denied);
+        assert_eq!(canceled(0, "etcdserver: user name is empty"), Kind::Token);
         assert_eq!(canceled(0, "etcdserver: watcher was closed"), Kind::Other);
     }
 
