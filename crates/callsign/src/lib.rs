@@ -65,7 +65,7 @@ pub use crate::channel::{
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{
     Etcd, EtcdError, EtcdOptions,
-    registration::{RegisterError, Registration, RegistrationState},
+    registration::{PauseError, RegisterError, Registration, RegistrationState},
 };
 pub use crate::instance::{Address, Instance};
 #[cfg(feature = "server")]
