@@ -48,11 +48,11 @@ use tokio::{
 };
 
 pub use self::wish::PauseError;
-pub(crate) use self::wish::Wisher;
 use self::{
     key::Key,
     machine::{Machine, Phase},
     report::{Progress, Report},
+    wish::Wisher,
 };
 use super::{Etcd, ServiceError, ServiceName, request::RequestError};
 use crate::instance::Address;
@@ -178,6 +178,7 @@ impl Registration {
     }
 
     /// For those who pause and resume without waiting
+    #[cfg(feature = "server")]
     pub(crate) fn wisher(&self) -> Wisher {
         self.wisher.clone()
     }
@@ -295,10 +296,12 @@ impl Terms {
         Ok(Self { key: service.key(id), ttl: seconds(ttl)?, state, present: true })
     }
 
+    #[cfg(feature = "server")]
     pub(crate) fn shown_in(self, state: watch::Sender<RegistrationState>) -> Self {
         Self { state, ..self }
     }
 
+    #[cfg(feature = "server")]
     pub(crate) fn present(self, present: bool) -> Self {
         Self { present, ..self }
     }

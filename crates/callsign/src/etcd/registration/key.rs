@@ -88,7 +88,10 @@ impl Key {
                 Ok(News::Foreign) => return Ended::Overwritten,
                 Ok(News::Deleted) => {
                     report.on_lost(LossCause::KeyDeleted);
-                    pace.after_loss().await;
+                    tokio::select! {
+                        () = pace.after_loss() => {}
+                        () = wish.changed() => {}
+                    }
                     continue;
                 }
                 Ok(News::Look) => continue,

@@ -86,7 +86,7 @@ impl Followed {
     pub(super) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             // Nobody is left to wish for anything: the end is near, and told otherwise.
-            pending().await
+            pending::<()>().await;
         }
     }
 }
