@@ -409,9 +409,10 @@ impl Mute {
 /// A session whose lanes are connected, over a way that is mute from now on
 async fn mute_session(etcd: &EtcdProcess) -> (Etcd, Mute) {
     let way = Mute::to(etcd).await;
-    let session = Etcd::connect(EtcdOptions::new([&way.endpoint])).await.unwrap();
-    let first = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap()).register().await.unwrap();
-    first.deregister().await.unwrap();
+    let session = Etcd::connect(EtcdOptions::new([&way.endpoint])).await.expect("etcd is there");
+    let first = Registration::builder(&session, SERVICE, ADDRESS.parse().expect("an address"));
+    let first = first.register().await.expect("etcd is there");
+    first.deregister().await.expect("etcd is there");
     way.speaks.send_replace(false);
     (session, way)
 }
