@@ -73,7 +73,7 @@ pub use crate::channel::{
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{
     Etcd, EtcdError, EtcdOptions, SessionState,
-    registration::{RegisterError, Registration, RegistrationState},
+    registration::{PauseError, RegisterError, Registration, RegistrationState},
 };
 #[cfg(feature = "etcd")]
 pub use crate::instance::Layout;

@@ -6,8 +6,23 @@
 //!
 //! The order is: bind, serve, register ... signal, deregister, wait until clients have noticed, GOAWAY, drain, close what
 //! is left. A rolling restart under load loses no call.
+//!
+//! # Health
+//!
+//! A server that says by gRPC's health protocol that it does not serve should get no calls from those who do not ask. The
+//! health service is yours to add; [`Serve::health`] couples its reporter to the registration:
+//!
+//! ```no_run
+//! # use tonic::transport::Server;
+//! # async fn example(mut server: Server) -> Result<(), callsign::ServeError> {
+//! let (reporter, health) = tonic_health::server::health_reporter();
+//! let router = server.add_service(health); // .add_service(GreeterServer::new(Hello))
+//! callsign::Serve::new("hello.rpc").health(reporter).run(router).await
+//! # }
+//! ```
 
 mod advertise;
+mod health;
 mod incoming;
 mod plan;
 mod signal;
@@ -15,8 +30,9 @@ mod signal;
 use std::{fmt, future::Future, io, pin::Pin, time::Duration};
 
 use http::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tonic::{body::Body, service::Routes, transport::server::Router};
+use tonic_health::server::HealthReporter;
 use tower::{BoxError, Layer};
 use tower_service::Service;
 
@@ -29,7 +45,7 @@ pub use self::{
 use crate::{
     etcd::{
         Etcd, EtcdError,
-        registration::{Form, RegisterError},
+        registration::{Form, RegisterError, RegistrationState},
     },
     instance::{Address, Layout},
 };
@@ -121,6 +137,9 @@ impl Serve {
             notice: Duration::from_secs(1),
             drain: Duration::from_secs(5),
             fail_fast: false,
+            health: None,
+            health_services: Vec::new(),
+            state: watch::Sender::new(RegistrationState::Granting { cause: None }),
         };
         Self { plan, listen: Listen::Address("0.0.0.0:0".to_owned()), shutdown: None }
     }
@@ -212,6 +231,53 @@ impl Serve {
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.plan.fail_fast = fail_fast;
         self
+    }
+
+    /// Registered only while `reporter` says that the server serves
+    ///
+    /// What counts is the overall service `""` and each [`health_service`](Self::health_service): while one of them is not
+    /// `SERVING` the registration is [paused](RegistrationState::Paused), from the start if it is so at the start. At the end
+    /// all of them are set to `NOT_SERVING`, as the server deregisters. A service without a status, cleared or never set,
+    /// has no say.
+    ///
+    /// Calls from clients that have not noticed yet are served all the same. The health service itself is added to the
+    /// router by you: see the [module's](self#health) example.
+    pub fn health(mut self, reporter: HealthReporter) -> Self {
+        self.plan.health = Some(reporter);
+        self
+    }
+
+    /// Another service by whose [`health`](Self::health) the registration goes, `pb.Greeter` for example
+    ///
+    /// Generated code has the name as `greeter_server::SERVICE_NAME`. Can be given several times.
+    pub fn health_service(mut self, name: impl Into<String>) -> Self {
+        self.plan.health_services.push(name.into());
+        self
+    }
+
+    /// Where the registration stands, and each change, while and after the server runs
+    ///
+    /// What is to happen when the server has registered and when it leaves hangs on this:
+    ///
+    /// ```no_run
+    /// # use callsign::{RegistrationState, Serve, ServeError};
+    /// # async fn example(router: tonic::transport::server::Router) -> Result<(), ServeError> {
+    /// let serve = Serve::new("hello.rpc").listen("0.0.0.0:9090");
+    /// let mut state = serve.state();
+    /// tokio::spawn(async move {
+    ///     let registered = |state: &RegistrationState| matches!(state, RegistrationState::Registered { .. });
+    ///     if state.wait_for(registered).await.is_ok() {
+    ///         println!("clients find this server");
+    ///     }
+    ///     if state.wait_for(|state| *state == RegistrationState::Deregistered).await.is_ok() {
+    ///         println!("clients are told to go elsewhere");
+    ///     }
+    /// });
+    /// serve.run(router).await
+    /// # }
+    /// ```
+    pub fn state(&self) -> watch::Receiver<RegistrationState> {
+        self.plan.state.subscribe()
     }
 
     /// Stops when `shutdown` completes, instead of on ctrl-c and SIGTERM, which are then left alone

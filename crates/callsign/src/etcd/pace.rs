@@ -51,9 +51,12 @@ impl Pace {
         .await;
     }
 
-    /// Waits before what was lost is taken back, so that a loss that repeats itself does not become a busy loop
+    /// Waits before what was lost is taken back: not the first time, then so that repeated losses make no busy loop
     pub(crate) async fn after_loss(&mut self) {
-        sleep(self.wait()).await;
+        let wait = self.wait();
+        if self.failures > 1 {
+            sleep(wait).await;
+        }
     }
 
     fn wait(&mut self) -> Duration {
@@ -83,6 +86,18 @@ mod tests {
         pace.on_attempt();
         tokio::time::advance(LIVED).await;
         assert!(pace.wait() <= RETRY.initial);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_is_taken_back_at_once_and_only_at_once_once() {
+        let (mut pace, start) = (Pace::new(), Instant::now());
+        pace.after_loss().await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for _ in 0..20 {
+            pace.on_attempt();
+            pace.after_loss().await;
+        }
+        assert!(start.elapsed() > Duration::from_secs(5), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

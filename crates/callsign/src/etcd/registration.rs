@@ -1,6 +1,7 @@
 //! An instance in etcd, kept alive under a lease
 //!
-//! `granting -> registered -> (lost -> granting)* -> deregistered`. See ARCHITECTURE.md, "Life of a registration".
+//! `granting -> registered -> (lost -> granting)* -> deregistered`, and `paused` for as long as is asked for. See
+//! ARCHITECTURE.md, "Life of a registration".
 //!
 //! ```no_run
 //! use callsign::{etcd::{Etcd, EtcdOptions, registration::Registration}, instance::Address};
@@ -14,12 +15,31 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Whatever is to happen when the instance comes and goes hangs on its state:
+//!
+//! ```no_run
+//! # use callsign::{Registration, RegistrationState};
+//! # async fn example(registration: Registration) {
+//! let mut state = registration.state();
+//! tokio::spawn(async move {
+//!     while state.changed().await.is_ok() {
+//!         match &*state.borrow_and_update() {
+//!             RegistrationState::Registered { .. } => println!("clients find this server"),
+//!             RegistrationState::Deregistered => println!("clients are told to go elsewhere"),
+//!             other => println!("{other:?}"),
+//!         }
+//!     }
+//! });
+//! # }
+//! ```
 
 mod form;
 mod key;
 mod lease;
 mod machine;
 mod report;
+mod wish;
 
 use std::{convert::Infallible, net::IpAddr, time::Duration};
 
@@ -29,7 +49,13 @@ use tokio::{
 };
 
 pub(crate) use self::form::Form;
-use self::machine::{Machine, Phase};
+pub use self::wish::PauseError;
+use self::{
+    key::Key,
+    machine::{Machine, Phase},
+    report::{Progress, Report},
+    wish::Wisher,
+};
 use super::{Etcd, ServiceError, ServiceName, request::RequestError};
 use crate::instance::{Address, Layout, MetadataError};
 
@@ -54,6 +80,8 @@ pub enum RegistrationState {
         /// What happened
         cause: LossCause,
     },
+    /// Taken out of etcd for a while, by [`Registration::pause`] or by a server's health
+    Paused,
     /// Taken out of etcd on request; the last state
     Deregistered,
 }
@@ -90,6 +118,8 @@ const SAFE_TTL: Duration = Duration::from_secs(5);
 pub struct Registration {
     key: String,
     state: watch::Receiver<RegistrationState>,
+    progress: watch::Receiver<Progress>,
+    wisher: Wisher,
     /// Dropped to end the task
     stop: oneshot::Sender<Infallible>,
     task: JoinHandle<Result<(), RequestError>>,
@@ -116,6 +146,44 @@ impl Registration {
     /// Its key in etcd: `<service>/<id>`, or `<service>/<address>` in the grpc layout
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// Takes the instance out of etcd for a while: its key is deleted, its lease kept
+    ///
+    /// Clients send it no more calls; those that have begun go on. Returns when etcd has confirmed. It stays paused, through
+    /// whatever befalls etcd or the lease, until [`resume`](Self::resume). Pausing twice is pausing once. Dropping the future
+    /// takes nothing back.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Unconfirmed`] after 5 s without etcd's word: it goes on in the background, and the
+    /// [state](Self::state) becomes [`Paused`](RegistrationState::Paused) once that is so. Another [`PauseError`] if there is
+    /// nothing to pause.
+    pub async fn pause(&self) -> Result<(), PauseError> {
+        self.wish(false).await
+    }
+
+    /// Puts the instance back after [`pause`](Self::pause)
+    ///
+    /// Returns when etcd has confirmed; at once if it was not paused and is registered.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Overwritten`] if another instance has taken the id meanwhile. [`PauseError::Unconfirmed`] after 5 s
+    /// without etcd's word: it goes on in the background.
+    pub async fn resume(&self) -> Result<(), PauseError> {
+        self.wish(true).await
+    }
+
+    async fn wish(&self, present: bool) -> Result<(), PauseError> {
+        let fulfilled = self.wisher.fulfil(present, self.state(), self.progress.clone()).await;
+        fulfilled.map_err(|why| PauseError::new(&self.key, present, why))
+    }
+
+    /// For those who pause and resume without waiting
+    #[cfg(feature = "server")]
+    pub(crate) fn wisher(&self) -> Wisher {
+        self.wisher.clone()
     }
 
     /// Takes the instance out of etcd: deletes the key if it is still its own, revokes the lease
@@ -251,6 +319,10 @@ pub(crate) struct Terms {
     /// In seconds, as etcd wants it
     ttl: i64,
     form: Form,
+    /// Where its state is shown
+    state: watch::Sender<RegistrationState>,
+    /// Whether it begins with the key in etcd, or paused
+    present: bool,
 }
 
 impl Terms {
@@ -266,7 +338,18 @@ impl Terms {
         if id <= 0 {
             return Err(RegisterError::Id { id });
         }
-        Ok(Self { service, id, ttl: seconds(ttl)?, form })
+        let state = watch::Sender::new(RegistrationState::Granting { cause: None });
+        Ok(Self { service, id, ttl: seconds(ttl)?, form, state, present: true })
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn shown_in(self, state: watch::Sender<RegistrationState>) -> Self {
+        Self { state, ..self }
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn present(self, present: bool) -> Self {
+        Self { present, ..self }
     }
 
     /// Registers in the background, however long that takes
@@ -282,8 +365,11 @@ impl Terms {
     fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
         published(address)?;
         let (key, value) = self.form.pair_of(&self.service, self.id, address)?;
-        let (machine, state) = Machine::new(etcd.clone(), etcd.namespace().key(&key), value, self.ttl);
-        Ok(machine.spawn(phase, state))
+        let key = etcd.namespace().key(&key);
+        let report = Report::new(key.clone(), self.state);
+        let (machine, wisher) =
+            Machine::new(etcd.clone(), Key::new(key, value), self.ttl, report, self.present);
+        Ok(machine.spawn(phase, wisher))
     }
 }
 

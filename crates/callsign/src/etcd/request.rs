@@ -28,6 +28,8 @@ enum Kind {
     /// The token has expired, or one is needed after all: the next request brings a new one, or a refusal
     Token,
     LeaseGone,
+    /// The id asked for is taken
+    LeasePresent,
     Compacted,
     /// The answer is larger than what is accepted: ask for less
     TooLarge,
@@ -131,6 +133,11 @@ impl RequestError {
         self.kind == Kind::LeaseGone
     }
 
+    /// Whether etcd has a lease with the id that was asked for
+    pub(crate) fn is_lease_present(&self) -> bool {
+        self.kind == Kind::LeasePresent
+    }
+
     /// Whether the answer was too large to be taken in
     pub(crate) fn is_too_large(&self) -> bool {
         self.kind == Kind::TooLarge
@@ -171,6 +178,7 @@ fn classify(status: &Status) -> Kind {
     }
     match status.code() {
         Code::NotFound if status.message().contains("lease not found") => Kind::LeaseGone,
+        Code::FailedPrecondition if status.message().contains("lease already exists") => Kind::LeasePresent,
         Code::OutOfRange if status.message().contains("compacted") => Kind::Compacted,
         // tonic's own word, not etcd's.
         Code::OutOfRange if status.message().contains("message length too large") => Kind::TooLarge,
@@ -214,6 +222,7 @@ mod tests {
             (Status::cancelled("Timeout expired"), Kind::Host),
             (Status::unimplemented(""), Kind::Host),
             (Status::not_found("etcdserver: requested lease not found"), Kind::LeaseGone),
+            (Status::failed_precondition("etcdserver: lease already exists"), Kind::LeasePresent),
             (Status::out_of_range("etcdserver: mvcc: required revision has been compacted"), Kind::Compacted),
             (
                 Status::out_of_range("Error, decoded message length too large: found 5335051 bytes"),
