@@ -15,7 +15,9 @@ pub mod discovery;
 
 mod entry;
 mod feed;
+mod follow;
 mod lane;
+mod list;
 mod name;
 mod options;
 mod pace;
@@ -31,10 +33,11 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    feed::{Subscription, Update},
+    discovery::{InstanceSet, Update},
+    feed::Subscription,
     name::{Namespace, ServiceName},
 };
-use self::{lane::Lane, options::Checked, pace::Pace, request::RequestError, state::Report};
+use self::{feed::Sources, lane::Lane, options::Checked, pace::Pace, request::RequestError, state::Report};
 pub use self::{name::ServiceError, options::EtcdOptions, state::SessionState};
 use crate::{
     deadline::far,
@@ -57,7 +60,7 @@ struct Session {
     leases: Lane,
     namespace: Namespace,
     report: Arc<Report>,
-    discoveries: discovery::Shared,
+    discoveries: Sources<ServiceName, InstanceSet>,
 }
 
 impl Etcd {
@@ -93,7 +96,7 @@ impl Etcd {
             leases: Lane::new(hosts, None),
             namespace,
             report,
-            discoveries: discovery::Shared::default(),
+            discoveries: Sources::default(),
         };
         Ok(Self { session: Arc::new(session) })
     }
@@ -119,8 +122,8 @@ impl Etcd {
     }
 
     /// The instances of `service`, now and from now on; all who follow one service share one watch
-    pub(crate) fn follow(&self, service: &ServiceName) -> Subscription {
-        self.session.discoveries.follow(service, self.kv())
+    pub(crate) fn follow(&self, service: &ServiceName) -> Subscription<InstanceSet> {
+        self.session.discoveries.subscribe(service, || discovery::source(service, self.kv()))
     }
 
     pub(crate) fn kv(&self) -> &Lane {
