@@ -16,13 +16,16 @@ pub mod discovery;
 mod entry;
 mod feed;
 mod follow;
+mod instances;
 mod lane;
 mod list;
 mod name;
 mod options;
 mod pace;
+mod queries;
 mod request;
 mod state;
+mod value;
 mod watching;
 
 use std::{fmt, sync::Arc};
@@ -33,12 +36,28 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    discovery::{InstanceSet, Update},
+    discovery::InstanceSet,
     feed::Subscription,
     name::{Namespace, ServiceName},
 };
-use self::{feed::Sources, lane::Lane, options::Checked, pace::Pace, request::RequestError, state::Report};
-pub use self::{name::ServiceError, options::EtcdOptions, state::SessionState};
+pub use self::{
+    discovery::Update,
+    instances::{Instances, Snapshots},
+    name::ServiceError,
+    options::EtcdOptions,
+    queries::{ReadError, WriteError},
+    state::SessionState,
+    value::{KeyError, ValueError, Values},
+};
+use self::{
+    feed::Sources,
+    lane::Lane,
+    options::Checked,
+    pace::Pace,
+    request::RequestError,
+    state::Report,
+    value::{Latest, ValueKey},
+};
 use crate::{
     deadline::far,
     instance::{Address, AddressError},
@@ -61,6 +80,7 @@ struct Session {
     namespace: Namespace,
     report: Arc<Report>,
     discoveries: Sources<ServiceName, InstanceSet>,
+    values: Sources<ValueKey, Latest>,
 }
 
 impl Etcd {
@@ -97,6 +117,7 @@ impl Etcd {
             namespace,
             report,
             discoveries: Sources::default(),
+            values: Sources::default(),
         };
         Ok(Self { session: Arc::new(session) })
     }
@@ -124,6 +145,11 @@ impl Etcd {
     /// The instances of `service`, now and from now on; all who follow one service share one watch
     pub(crate) fn follow(&self, service: &ServiceName) -> Subscription<InstanceSet> {
         self.session.discoveries.subscribe(service, || discovery::source(service, self.kv()))
+    }
+
+    /// The value of `key`, now and from now on; all who follow one key share one watch
+    fn follow_value(&self, key: &ValueKey) -> Subscription<Latest> {
+        self.session.values.subscribe(key, || value::source(key, self.kv()))
     }
 
     pub(crate) fn kv(&self) -> &Lane {

@@ -11,7 +11,8 @@ use std::{future::Future, sync::Arc};
 
 use etcd_client::KeyValue;
 
-pub(crate) use self::set::{InstanceSet, Update};
+pub use self::set::Update;
+pub(crate) use self::set::{InstanceSet, MAX_INSTANCES};
 use self::{
     coalesce::Coalesce,
     warned::{Reading, Warned},

@@ -12,7 +12,7 @@ use crate::{etcd::feed::View, instance::Instance};
 
 /// What changed among the instances of a service
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Update {
+pub enum Update {
     /// The whole set, in no order; what is not in it is gone
     Reset(Vec<Instance>),
     /// A new instance, or a known one that changed
@@ -47,7 +47,7 @@ enum Change {
 
 impl InstanceSet {
     /// Applies what really changes, if anything does: one change as itself, several as one reset
-    pub(super) fn apply(&mut self, changes: Changes) -> bool {
+    pub(in crate::etcd) fn apply(&mut self, changes: Changes) -> bool {
         let mut log = Vec::new();
         for (id, instance) in changes {
             log.extend(self.change(id, instance));
@@ -62,7 +62,7 @@ impl InstanceSet {
     }
 
     /// Replaces the set, if that changes anything
-    pub(super) fn replace(&mut self, set: HashMap<Arc<str>, Instance>) -> bool {
+    pub(in crate::etcd) fn replace(&mut self, set: HashMap<Arc<str>, Instance>) -> bool {
         let changed = self.set != set;
         if changed {
             self.set = set;
