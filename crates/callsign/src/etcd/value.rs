@@ -21,7 +21,6 @@ pub(super) use self::key::ValueKey;
 use super::{
     Etcd, Subscription,
     discovery::DiscoveryState,
-    entry::Shown,
     feed::{Feed, Source, View},
     follow::{self, Sink},
     lane::Lane,
@@ -124,11 +123,15 @@ fn decode<T: DeserializeOwned>(content: &Content) -> Result<Option<T>, String> {
     match content {
         Content::Missing => Ok(None),
         Content::TooLarge(size) => Err(format!("it has {size} bytes, more than {MAX_VALUE}")),
-        // What serde says may quote the value.
-        Content::Bytes(bytes) => serde_json::from_slice(bytes)
-            .map(Some)
-            .map_err(|error| Shown(error.to_string().as_bytes()).to_string()),
+        Content::Bytes(bytes) => serde_json::from_slice(bytes).map(Some).map_err(|error| shown(&error)),
     }
+}
+
+/// What serde says may quote the value, which may be anything: cut, no control characters
+fn shown(error: &serde_json::Error) -> String {
+    const LONGEST: usize = 200;
+    let legal = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    error.to_string().chars().take(LONGEST).map(legal).collect()
 }
 
 /// What a key holds
@@ -261,9 +264,10 @@ mod tests {
         set(bytes("5"));
         set(bytes("5"));
         assert_eq!((next(&mut values).await, next(&mut values).await), (Some(Ok(Some(5))), None));
-        set(bytes("\"\u{1b}secret\""));
+        set(bytes(&format!("\"{}\"", "x".repeat(10_000))));
         let error = next(&mut values).await.unwrap().unwrap_err();
         assert!(error.starts_with("bad value of config/limit: invalid type"), "{error}");
+        assert!(error.len() < 300, "a long value is cut");
         set(Content::TooLarge(MAX_VALUE + 1));
         let error = next(&mut values).await.unwrap().unwrap_err();
         assert!(error.contains("1048577 bytes"), "{error}");
