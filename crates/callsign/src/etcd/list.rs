@@ -114,4 +114,11 @@ mod tests {
         let end = Keys::under("a/").end.unwrap();
         assert!(b"a/\xff\xff".as_slice() < end.as_slice() && end.as_slice() <= b"a0".as_slice());
     }
+
+    #[test]
+    fn one_key_is_no_range_and_an_empty_prefix_is_all_keys() {
+        assert_eq!(Keys::one("a").end, None);
+        let all = Keys::under("");
+        assert_eq!((all.first.as_bytes(), all.end.as_deref()), (&b"\0"[..], Some(&b"\0"[..])));
+    }
 }

@@ -77,7 +77,7 @@ impl Etcd {
     /// # Errors
     ///
     /// [`WriteError`]: bad input at once; else within 10 s, when no host has answered or etcd refused. Of a put that was not
-    /// confirmed nobody knows whether it was done.
+    /// confirmed nobody knows whether it was, or will be, done.
     pub async fn put_value<T: Serialize + ?Sized>(
         &self,
         key: impl Into<String>,
