@@ -152,6 +152,7 @@ impl<S: Sink> Follow<S> {
         match list::list(&self.lane, &self.keys, |pair| self.sink.on_listed(&mut listing, pair)).await {
             Ok(revision) => {
                 self.sink.on_list(listing);
+                tracing::debug!(name = self.sink.name(), revision, entries = self.sink.entries(), "listed");
                 self.is_listed = true;
                 self.relist_at = Instant::now() + self.pace.vary(RELIST);
                 Phase::Resuming { next: revision + 1 }
