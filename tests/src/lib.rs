@@ -6,6 +6,7 @@
 //! | [`service`] | the two services, and a server of them in this process |
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`registry`], [`etcd`] | an etcd, real or embedded, and what is in it |
+//! | [`certificates`] | a CA and what it has signed, in files that can be replaced |
 //! | [`proxy`] | a TCP proxy whose connections can be cut or held |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
@@ -34,6 +35,7 @@ pub mod echo {
 pub mod process;
 pub mod service;
 
+pub mod certificates;
 #[cfg(unix)]
 pub mod etcd;
 pub mod proxy;

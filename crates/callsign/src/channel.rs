@@ -48,7 +48,7 @@ use self::{
     shared::Shared,
 };
 use crate::{
-    connection::{self, Waiters},
+    connection::{self, Transport, Waiters},
     instance::{Address, Instance},
 };
 
@@ -227,6 +227,7 @@ impl Settings {
         let waiters = Arc::<Waiters>::default();
         let connection = connection::Config {
             connect_timeout: CONNECT_TIMEOUT,
+            transport: Transport::Plain,
             keep_alive: KeepAlive::default(),
             waiters: Arc::clone(&waiters),
         };

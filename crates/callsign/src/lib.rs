@@ -35,11 +35,13 @@
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
 //! | [`instance`] | [`Instance`] and [`Address`] |
+//! | `tls` | `Tls`: whom to trust, who we are (feature `tls`) |
 //!
 //! # Features
 //!
 //! `etcd` and `server` are on by default; `etcd` needs `protoc` at build time. Without them a [`Channel`] balances over
-//! static lists and any [`tower::discover::Discover`].
+//! static lists and any [`tower::discover::Discover`]. `tls` is off by default: connections to etcd over TLS, by rustls and
+//! ring.
 
 pub mod channel;
 #[cfg(feature = "server")]
@@ -49,6 +51,8 @@ pub mod discover;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod instance;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub use callsign_core::policy;
 
 mod connection;
@@ -71,3 +75,5 @@ pub use crate::etcd::{
 pub use crate::instance::{Address, Instance};
 #[cfg(feature = "server")]
 pub use crate::server::{Serve, ServeError, ServeRegistered};
+#[cfg(feature = "tls")]
+pub use crate::tls::{Tls, TlsError};

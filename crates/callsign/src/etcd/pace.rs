@@ -16,7 +16,7 @@ const RETRY: Backoff = Backoff {
 };
 
 /// What a person has to change (a permission, a password) is asked for slowly.
-const REFUSED: Duration = Duration::from_secs(30);
+pub(super) const REFUSED: Duration = Duration::from_secs(30);
 
 /// An attempt that took this long, whether it succeeded or not, was pause enough: the next failure is the first one again.
 const LIVED: Duration = RETRY.max;
@@ -42,7 +42,13 @@ impl Pace {
     /// Waits until the next attempt is due
     pub(crate) async fn after(&mut self, error: &RequestError) {
         let wait = self.wait();
-        sleep(if error.is_refusal() { REFUSED } else { wait }).await;
+        sleep(match error.due() {
+            // A login that someone else was refused is tried again when that one is, by all at once.
+            Some(due) => due.saturating_duration_since(Instant::now()),
+            None if error.is_refusal() => REFUSED,
+            None => wait,
+        })
+        .await;
     }
 
     /// Waits before what was lost is taken back, so that a loss that repeats itself does not become a busy loop
