@@ -15,13 +15,18 @@ pub mod discovery;
 
 mod entry;
 mod feed;
+mod follow;
+mod instances;
 mod lane;
+mod list;
 mod login;
 mod name;
 mod options;
 mod pace;
+mod queries;
 mod request;
 mod state;
+mod value;
 mod watching;
 mod wire;
 
@@ -37,18 +42,29 @@ use tokio::{
 
 pub(crate) use self::options::text;
 pub(crate) use self::{
-    feed::{Subscription, Update},
+    discovery::InstanceSet,
+    feed::Subscription,
     name::{Namespace, ServiceName},
 };
+pub use self::{
+    discovery::Update,
+    instances::{Instances, Snapshots},
+    name::ServiceError,
+    options::EtcdOptions,
+    queries::{ReadError, WriteError},
+    state::SessionState,
+    value::{KeyError, ValueError, Values},
+};
 use self::{
+    feed::Sources,
     lane::{Cluster, Lane},
     login::Login,
     options::Checked,
     pace::Pace,
     request::RequestError,
     state::Report,
+    value::{Latest, ValueKey},
 };
-pub use self::{name::ServiceError, options::EtcdOptions, state::SessionState};
 use crate::{
     deadline::far,
     instance::{Address, AddressError},
@@ -70,7 +86,8 @@ struct Session {
     leases: Lane,
     namespace: Namespace,
     report: Arc<Report>,
-    discoveries: discovery::Shared,
+    discoveries: Sources<ServiceName, InstanceSet>,
+    values: Sources<ValueKey, Latest>,
 }
 
 impl Etcd {
@@ -114,7 +131,8 @@ impl Etcd {
             leases: Lane::new(cluster, None),
             namespace,
             report,
-            discoveries: discovery::Shared::default(),
+            discoveries: Sources::default(),
+            values: Sources::default(),
         };
         Ok(Self { session: Arc::new(session) })
     }
@@ -140,8 +158,13 @@ impl Etcd {
     }
 
     /// The instances of `service`, now and from now on; all who follow one service share one watch
-    pub(crate) fn follow(&self, service: &ServiceName) -> Subscription {
-        self.session.discoveries.follow(service, self.kv())
+    pub(crate) fn follow(&self, service: &ServiceName) -> Subscription<InstanceSet> {
+        self.session.discoveries.subscribe(service, || discovery::source(service, self.kv()))
+    }
+
+    /// The value of `key`, now and from now on; all who follow one key share one watch
+    fn follow_value(&self, key: &ValueKey) -> Subscription<Latest> {
+        self.session.values.subscribe(key, || value::source(key, self.kv()))
     }
 
     pub(crate) fn kv(&self) -> &Lane {

@@ -31,7 +31,7 @@
 //! | --- | --- |
 //! | [`channel`] | [`EtcdChannel`] and [`Channel`]: the client |
 //! | [`server`] | [`Serve`]: bind, register, serve, drain |
-//! | [`etcd`] | [`Etcd`], the session; registration and discovery, for those who assemble |
+//! | [`etcd`] | [`Etcd`], the session; registration, discovery and typed values, for those who assemble |
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
 //! | [`instance`] | [`Instance`], its [`Address`] and [`Metadata`], and how it is written in etcd |

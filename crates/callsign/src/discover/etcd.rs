@@ -16,7 +16,7 @@ use super::{
     tonic_channel,
 };
 use crate::{
-    etcd::{Etcd, ServiceName, Subscription},
+    etcd::{Etcd, InstanceSet, ServiceName, Subscription},
     instance::{Address, Instance},
 };
 
@@ -42,7 +42,7 @@ use crate::{
 #[derive(Debug)]
 pub struct EtcdDiscover {
     service: ServiceName,
-    subscription: Subscription,
+    subscription: Subscription<InstanceSet>,
     endpoints: ByAddress,
     changes: Changes,
 }
