@@ -103,7 +103,8 @@ impl Client {
     async fn until_nobody_is_left(&self) {
         let nobody = || self.channel.endpoints().is_empty().then_some(());
         wait::until("no endpoint is left", BOUND, nobody).await;
-        let status = greet(GreeterClient::new(self.channel.clone()), DEADLINE).await.unwrap_err();
+        let status =
+            greet(GreeterClient::new(self.channel.clone()), DEADLINE).await.expect_err("nobody is left");
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         assert!(status.message().contains("no instances"), "{status:?}");
     }
