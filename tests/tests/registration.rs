@@ -16,6 +16,7 @@ use tokio::{
 };
 
 const SERVICE: &str = "hello.rpc";
+const NO_LEASES: [i64; 0] = [];
 const ADDRESS: &str = "127.0.0.1:9090";
 /// What is lost has to be back within this time
 const BACK: Duration = Duration::from_secs(2);
@@ -110,7 +111,7 @@ async fn the_later_of_two_with_one_id_wins_and_the_earlier_leaves_it_alone() {
     assert!(matches!(*later.state().borrow(), RegistrationState::Registered { .. }));
     later.deregister().await.unwrap();
     assert_eq!(pairs(&etcd).await, []);
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -292,7 +293,7 @@ async fn leaving_is_confirmed_by_the_lease_alone_when_the_other_way_is_stuck() {
     let (left, took) = wait::timed(registration.deregister()).await;
     left.unwrap();
     assert!(took < Duration::from_secs(1), "{took:?}");
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -320,7 +321,7 @@ async fn a_refused_registration_gives_its_lease_back() {
     let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
     let refused = wait::within("it is refused at once", BACK, builder.register()).await.unwrap_err();
     assert!(refused.to_string().contains("user name is empty"), "{refused}");
-    assert_eq!(etcd.leases_as_root().await, []);
+    assert_eq!(etcd.leases_as_root().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -335,13 +336,13 @@ async fn registering_has_one_deadline_and_takes_back_what_it_has_begun() {
     let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
     let registering = tokio::spawn(wait::timed(builder.register()));
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
     proxy.heal();
     proxy.until_made(3).await;
     let (failed, took) = registering.await.unwrap();
     failed.unwrap_err();
     assert!(took < Duration::from_millis(6500), "{took:?}");
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]

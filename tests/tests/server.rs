@@ -38,6 +38,7 @@ use tonic_health::{
 use tower::layer::util::{Identity, Stack};
 
 const SERVICE: &str = "hello.rpc";
+const NO_LEASES: [i64; 0] = [];
 const BOUND: Duration = Duration::from_secs(5);
 
 fn session(etcd: &EtcdProcess) -> Etcd {
@@ -257,7 +258,7 @@ async fn told_to_stop_while_it_registers_it_leaves_nothing_behind() {
     assert_eq!(etcd.leases().await.len(), 1);
     stop.send(()).unwrap();
     wait::within("it ends", BOUND, serving).await.unwrap().unwrap();
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -397,7 +398,7 @@ async fn health_ends_with_the_registration_and_before_the_server() {
     assert_eq!(status().await, Told::NotServing as i32);
     drop(client);
     serving.await.unwrap().unwrap();
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
