@@ -24,6 +24,7 @@ const LIVED: Duration = RETRY.max;
 /// Counts failures in a row and waits accordingly
 #[derive(Debug)]
 pub(crate) struct Pace {
+    retry: Backoff,
     failures: u32,
     started: Instant,
     random: fastrand::Rng,
@@ -31,7 +32,12 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub(crate) fn new() -> Self {
-        Self { failures: 0, started: Instant::now(), random: fastrand::Rng::new() }
+        Self { retry: RETRY, failures: 0, started: Instant::now(), random: fastrand::Rng::new() }
+    }
+
+    /// For what is lost if it is not done in time: no wait is longer than `most`
+    pub(crate) fn no_slower_than(most: Duration) -> Self {
+        Self { retry: Backoff { max: RETRY.max.min(most), ..RETRY }, ..Self::new() }
     }
 
     /// An attempt starts now
@@ -64,7 +70,7 @@ impl Pace {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
-        RETRY.wait(self.failures, &mut self.random)
+        self.retry.wait(self.failures, &mut self.random)
     }
 
     /// `time`, varied by a tenth, so that what started together does not stay together
@@ -98,6 +104,13 @@ mod tests {
             pace.after_loss().await;
         }
         assert!(start.elapsed() > Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn what_is_urgent_waits_less() {
+        let mut pace = Pace::no_slower_than(Duration::from_secs(1));
+        let long = (0..200).map(|_| pace.wait()).max().unwrap();
+        assert!((Duration::from_millis(700)..=Duration::from_secs(1)).contains(&long), "{long:?}");
     }
 
     #[tokio::test(start_paused = true)]

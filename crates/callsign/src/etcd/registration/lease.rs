@@ -34,6 +34,11 @@ impl Lease {
         self.ttl / 3
     }
 
+    /// A way that is back is tried before the lease has ended, also when two thirds of it went by without one
+    fn retry(self) -> Duration {
+        self.ttl / 6
+    }
+
     fn answer(self) -> Duration {
         self.interval().min(ANSWER)
     }
@@ -89,7 +94,7 @@ pub(super) async fn keep(lane: &Lane, lease: Lease, report: &Report) {
 }
 
 async fn keep_confirmed(lane: &Lane, lease: Lease, report: &Report, confirmed: watch::Sender<Instant>) {
-    let mut pace = Pace::new();
+    let mut pace = Pace::no_slower_than(lease.retry());
     loop {
         pace.on_attempt();
         let Err(error) = keep_on_one_stream(lane, lease, report, &mut pace, &confirmed).await;
