@@ -204,7 +204,11 @@ pub fn outstayed(
         let Some(died) = of().filter_map(|life| life.until).max() else { continue };
         let stayed = now.saturating_duration_since(healed.map_or(died, |healed| healed.max(died)));
         if stayed > bound {
-            violations.push(Violation::DeadStayed { view: view.to_owned(), address: address.clone(), stayed });
+            violations.push(Violation::DeadStayed {
+                view: view.to_owned(),
+                address: address.clone(),
+                stayed,
+            });
         }
     }
     violations
@@ -341,7 +345,8 @@ mod tests {
 
     #[test]
     fn a_missing_a_second_and_a_dead_key_are_told() {
-        let wrong = evidence(&["a:1", "b:2"], &[("s/1", "a:1"), ("s/2", "a:1"), ("s/3", "c:3")], &["a:1", "c:3"]);
+        let wrong =
+            evidence(&["a:1", "b:2"], &[("s/1", "a:1"), ("s/2", "a:1"), ("s/3", "c:3")], &["a:1", "c:3"]);
         let [missing, several, dead] = &wrong.violations()[..] else { panic!("{:?}", wrong.violations()) };
         assert_eq!(*missing, Violation::KeyMissing { address: "b:2".to_owned() });
         let keys = vec!["s/1".to_owned(), "s/2".to_owned()];
@@ -351,7 +356,8 @@ mod tests {
 
     #[test]
     fn a_view_that_lacks_or_keeps_something_is_told() {
-        let violations = evidence(&["a:1", "b:2"], &[("s/1", "a:1"), ("s/2", "b:2")], &["a:1", "c:3"]).violations();
+        let violations =
+            evidence(&["a:1", "b:2"], &[("s/1", "a:1"), ("s/2", "b:2")], &["a:1", "c:3"]).violations();
         let (missing, extra) = (vec!["b:2".to_owned()], vec!["c:3".to_owned()]);
         assert_eq!(violations, [Violation::ViewDiffers { view: "v".to_owned(), missing, extra }]);
     }
@@ -368,7 +374,11 @@ mod tests {
         assert_eq!(told(life("a:1", start, Some(start + 2 * SECOND)), &[]), 0, "it was dead");
         assert_eq!(told(life("a:1", start + 4 * SECOND, None), &[]), 0, "it was not born");
         assert_eq!(told(life("a:1", start, None), &[(start + 2 * SECOND, None)]), 0);
-        assert_eq!(told(life("a:1", start, None), &[(start, Some(start + 2 * SECOND))]), 1, "excused before only");
+        assert_eq!(
+            told(life("a:1", start, None), &[(start, Some(start + 2 * SECOND))]),
+            1,
+            "excused before only"
+        );
     }
 
     #[test]
@@ -393,7 +403,10 @@ mod tests {
         assert_eq!(left_behind(&before, &same), []);
         let more = Traces { leases: BTreeSet::from([1, 2, 3]), watchers: 4, connections: 5 };
         let what: Vec<_> = left_behind(&before, &more).iter().map(ToString::to_string).collect();
-        assert_eq!(what, ["leases: 2 before, 3 now", "watchers: 3 before, 4 now", "connections: 4 before, 5 now"]);
+        assert_eq!(
+            what,
+            ["leases: 2 before, 3 now", "watchers: 3 before, 4 now", "connections: 4 before, 5 now"]
+        );
         assert_eq!(left_behind(&more, &before).len(), 3, "less is wrong, too");
         assert_eq!((changed("tasks", 1, 1), changed("tasks", 1, 2).is_some()), (None, true));
     }

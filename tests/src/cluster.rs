@@ -7,11 +7,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::timeout;
 
-use crate::{
-    etcd::EtcdProcess,
-    proxy::Proxy,
-    wait,
-};
+use crate::{etcd::EtcdProcess, proxy::Proxy, wait};
 
 /// For an election, or for a member to come back, on a busy machine
 const SETTLED: Duration = Duration::from_secs(20);

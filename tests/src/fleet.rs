@@ -110,9 +110,8 @@ pub fn session(hosts: &[String]) -> Etcd {
 }
 
 impl Fleet {
-    /// Starts the servers, waits until all are registered, and starts the clients
-    pub async fn start(cluster: &Cluster, plan: Plan) -> Self {
-        let hosts = cluster.hosts();
+    /// Starts the servers, which register in the etcd at `hosts`, waits until all are seen, and starts the clients
+    pub async fn start(hosts: Vec<String>, plan: Plan) -> Self {
         let discover = EtcdDiscover::new(&session(&hosts), plan.service.as_str()).expect("a valid name");
         let observer = Observed::of("observer", discover);
         let mut fleet = Self { plan, hosts, servers: Vec::new(), clients: Vec::new(), observer };
@@ -217,7 +216,10 @@ impl Fleet {
 
     /// Addresses of the servers that live
     pub fn living(&self) -> BTreeSet<String> {
-        (0..self.servers.len()).filter(|&server| self.is_living(server)).map(|server| self.address(server)).collect()
+        (0..self.servers.len())
+            .filter(|&server| self.is_living(server))
+            .map(|server| self.address(server))
+            .collect()
     }
 
     /// Who was there, and how long
@@ -227,7 +229,11 @@ impl Fleet {
 
     /// What etcd, the servers and the views say now
     pub async fn evidence(&self, cluster: &Cluster) -> Evidence {
-        let truth = cluster.pairs(&format!("{}/", self.plan.service)).await;
+        self.beside(cluster.pairs(&format!("{}/", self.plan.service)).await)
+    }
+
+    /// The same beside keys and values that were read elsewhere
+    pub fn beside(&self, truth: Vec<(String, String)>) -> Evidence {
         let views = self.views().map(|view| (view.name().to_owned(), view.addresses())).collect();
         Evidence { living: self.living(), truth, views }
     }
