@@ -3,8 +3,9 @@
 use std::{
     env,
     ffi::{OsStr, OsString},
+    io::{BufRead, BufReader},
     path::PathBuf,
-    process::Command,
+    process::{Command, ExitStatus, Stdio},
 };
 
 use crate::{Result, program};
@@ -22,6 +23,26 @@ pub(crate) fn run_with<A: AsRef<OsStr>>(
     let (mut cargo, line) = command(arguments)?;
     let status =
         cargo.envs(variables).status().map_err(|error| format!("`{line}` does not start: {error}"))?;
+    ended(&line, status)
+}
+
+/// The same, and each line of its output is read as it comes
+pub(crate) fn run_read<A: AsRef<OsStr>>(
+    arguments: impl IntoIterator<Item = A>,
+    variables: impl IntoIterator<Item = (&'static str, &'static str)>,
+    mut on_line: impl FnMut(&str),
+) -> Result {
+    let (mut cargo, line) = command(arguments)?;
+    let spawned = cargo.envs(variables).stdout(Stdio::piped()).spawn();
+    let mut child = spawned.map_err(|error| format!("`{line}` does not start: {error}"))?;
+    let output = child.stdout.take().ok_or("its output is piped")?;
+    for output in BufReader::new(output).split(b'\n') {
+        on_line(&String::from_utf8_lossy(&output?));
+    }
+    ended(&line, child.wait()?)
+}
+
+fn ended(line: &str, status: ExitStatus) -> Result {
     if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
 }
 

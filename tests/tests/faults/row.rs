@@ -155,11 +155,6 @@ impl Row {
         drop(wait::within(what, bound, state).await.expect("its task lives"));
     }
 
-    /// The state of the registration of this process
-    pub(crate) fn state(&self) -> RegistrationState {
-        self.state.borrow().clone()
-    }
-
     /// Waits until all is well, which has to be soon: call it at once when etcd has healed
     pub(crate) async fn healed(&mut self) {
         let since = Instant::now();
@@ -186,10 +181,12 @@ impl Row {
     }
 
     /// The row's end: what shall hold in every row; calls that failed must be `expected`, by start and status
-    pub(crate) async fn end_with(self, expected: impl Fn(Instant, &Status) -> bool) {
+    pub(crate) async fn end_with(mut self, expected: impl Fn(Instant, &Status) -> bool) {
         let mut wrong = self.removals();
         wrong.extend(self.until_as_before().await);
         let log = self.log();
+        let removed = self.fleet.views().map(|view| view.removals().len()).sum::<usize>();
+        self.note(format!("{removed} removals"));
         let Self { name, cluster, fleet, probe, lines, tasks: before, notes, .. } = self;
         drop(probe);
         let (mut tally, servers) = fleet.end_clients().await;
@@ -200,6 +197,9 @@ impl Row {
         wrong.extend(until_nothing_left(&cluster, before).await);
         assert!(wrong.is_empty(), "{name}:{}\n{log}", listed(&wrong));
         say(&told(name, &tally, all, &lines, &notes));
+        if env::var_os("CALLSIGN_FAULTS_LOG").is_some() {
+            say(&log);
+        }
     }
 
     /// Living instances that left a view

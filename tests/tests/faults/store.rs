@@ -91,9 +91,9 @@ async fn row_18_without_space_leases_are_kept_and_who_is_new_registers_when_ther
     let setup = Setup::new().etcd(&["--quota-backend-bytes", "16777216"]);
     let Some(mut row) = setup.start("row 18, no space").await else { return };
     fill(&row.cluster).await;
-    let late = session(&row.cluster.hosts());
     let address = "127.0.0.1:9".parse().expect("an address");
-    let late = Registration::builder(&late, "late.rpc", address).ttl(TTL).start().expect("valid");
+    let late = Registration::builder(&session(&row.cluster.hosts()), "late.rpc", address);
+    let late = late.ttl(TTL).start().expect("valid");
     let refused = |state: &RegistrationState| matches!(state, RegistrationState::Granting { cause: Some(cause) } if cause.contains("space"));
     let mut state = late.state();
     drop(wait::within("it is told why", 5 * SECOND, state.wait_for(refused)).await.expect("it lives"));

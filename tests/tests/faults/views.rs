@@ -78,9 +78,17 @@ async fn row_26_the_drop_of_the_last_handle_leaves_nothing_behind() {
             (view.addresses() == row.fleet.living()).then_some(())
         })
         .await;
-        let during = row.cluster.traces().await;
-        assert_eq!(during.leases.len(), row.before.leases.len() + 1);
-        assert_eq!(during.watchers, row.before.watchers + 2, "of its own key, and of the service");
+        // One watch of its own key, and one of the service.
+        let expected = (row.before.leases.len() + 1, row.before.watchers + 2);
+        wait::within("all is there", SECOND + MORE, async {
+            loop {
+                let now = row.cluster.traces().await;
+                if (now.leases.len(), now.watchers) == expected {
+                    return;
+                }
+            }
+        })
+        .await;
         drop((registration, view, channel, session));
         let dropped = Instant::now();
         while row.cluster.traces().await != row.before {
