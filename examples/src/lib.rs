@@ -1,6 +1,7 @@
 //! The greeting service, as tonic generates it from `proto/hello.proto`
 //!
-//! The programs to copy from are `src/bin/hello_server.rs` and `src/bin/hello_client.rs`.
+//! The programs to copy from are in `src/bin`: `hello_server.rs` and `hello_client.rs`, and without a service of their own
+//! `registry.rs` and `live_config.rs`.
 
 /// The protobuf package `pb`: messages, client and server of `Greeter`
 #[allow(missing_docs, unused_qualifications, reason = "generated")]

@@ -39,6 +39,15 @@ async fn line(lines: &mut Lines<BufReader<ChildStdout>>, what: &str, found: impl
     .await
 }
 
+/// Tells it to stop, as the terminal does, and waits until it has ended well
+async fn ctrl_c(child: &mut Child) {
+    let pid = child.id().expect("it runs").to_string();
+    let told = Command::new("sh").arg("-c").arg("kill -INT \"$1\"").args(["kill", &pid]).status();
+    assert!(told.await.expect("sh runs").success());
+    let status = wait::within("the example ends", BOUND, child.wait()).await.expect("it is ours");
+    assert!(status.success(), "{status}");
+}
+
 #[tokio::test]
 async fn hello_client_shows_who_of_the_hello_servers_answered_and_no_error_when_one_is_stopped() {
     let etcd = registry::etcd().await;
@@ -63,12 +72,7 @@ async fn hello_client_shows_who_of_the_hello_servers_answered_and_no_error_when_
         missing.remove(&greeting);
     }
 
-    // As the terminal's ctrl-c does.
-    let pid = servers[0].id().expect("it runs").to_string();
-    let told = Command::new("sh").arg("-c").arg("kill -INT \"$1\"").args(["kill", &pid]).status();
-    assert!(told.await.expect("sh runs").success());
-    let status = wait::within("the server ends", BOUND, servers[0].wait()).await.expect("it is ours");
-    assert!(status.success(), "{status}");
+    ctrl_c(&mut servers[0]).await;
     let left = registry::registered(&etcd, SERVICE).await;
     assert!(left.len() == 1 && left[0] != *here, "{left:?}");
 
@@ -77,4 +81,44 @@ async fn hello_client_shows_who_of_the_hello_servers_answered_and_no_error_when_
         let next = line(&mut output, "greetings go on", |line| !line.contains("INFO")).await;
         assert!(next.starts_with("Hello Newcomer from "), "{next}");
     }
+}
+
+#[tokio::test]
+async fn registries_see_each_other_come_and_go() {
+    let etcd = registry::etcd().await;
+    let registry = |address| example(env!("CARGO_BIN_EXE_registry"), &etcd, &["--address", address]);
+    let mut first = registry("10.0.0.1:80");
+    let mut seen = lines(&mut first);
+    line(&mut seen, "itself", |line| line == "hello.rpc: 10.0.0.1:80").await;
+    let mut second = registry("10.0.0.2:80");
+    let mut said = lines(&mut second);
+    for expected in ["started, under lease ", "now: 2 of hello.rpc", "services: hello.rpc"] {
+        line(&mut said, expected, |line| line.starts_with(expected)).await;
+    }
+    let both = |line: &str| line.contains("10.0.0.1:80") && line.contains("10.0.0.2:80");
+    line(&mut seen, "both", both).await;
+    ctrl_c(&mut second).await;
+    line(&mut said, "the last callback", |line| line == "stopped").await;
+    line(&mut seen, "itself alone", |line| line == "hello.rpc: 10.0.0.1:80").await;
+    assert_eq!(registry::registered(&etcd, SERVICE).await, ["10.0.0.1:80"]);
+}
+
+#[tokio::test]
+async fn a_value_changes_what_a_program_does() {
+    let etcd = registry::etcd().await;
+    let live_config = |arguments: &[&str]| example(env!("CARGO_BIN_EXE_live_config"), &etcd, arguments);
+    let mut greeter = live_config(&[]);
+    let mut greetings = lines(&mut greeter);
+    line(&mut greetings, "the default", |line| line == "Hello!").await;
+    let put = async |arguments: &[&str]| {
+        let status = wait::within("it is put", BOUND, live_config(arguments).wait()).await;
+        assert!(status.expect("it is ours").success());
+    };
+    put(&["--greeting", "Servus", "--every-ms", "10"]).await;
+    line(&mut greetings, "the new greeting", |line| line == "Servus!").await;
+    etcd.put("config/hello", "no JSON").await;
+    line(&mut greetings, "a complaint", |line| line.starts_with("bad value of config/hello")).await;
+    line(&mut greetings, "the greeting stays", |line| line == "Servus!").await;
+    etcd.delete("config/hello").await;
+    line(&mut greetings, "the default again", |line| line == "Hello!").await;
 }

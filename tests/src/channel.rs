@@ -45,6 +45,12 @@ impl UpdateLog {
         of.map(|(at, update)| (*at, update.state)).collect()
     }
 
+    /// Everything that was told since a time, in order
+    pub fn updates(&self, since: Instant) -> Vec<EndpointUpdate> {
+        let seen = self.seen.borrow();
+        seen.iter().filter(|(at, _)| *at >= since).map(|(_, update)| update.clone()).collect()
+    }
+
     /// Waits until an endpoint has been in `state`, now or at any time since; says when that was reported
     ///
     /// # Panics

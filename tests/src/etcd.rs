@@ -43,6 +43,10 @@ pub struct EtcdProcess {
     dir: PathBuf,
     client_port: u16,
     peer_port: u16,
+    /// Where it tells its health and counts, beside the client port: a real one that speaks TLS
+    metrics_port: Option<u16>,
+    /// Where it speaks TLS beside the client port, which stays plain for the harness: members of a cluster with TLS
+    secure_port: Option<u16>,
     /// What it is told beyond where it is
     options: Vec<String>,
     child: Option<Child>,
@@ -75,6 +79,25 @@ impl EtcdProcess {
         panic!("no etcd started: {program:?}");
     }
 
+    /// Starts a real etcd that speaks TLS, as these options tell it
+    pub async fn start_tls(options: &[String]) -> Self {
+        for _ in 0..5 {
+            let [client, peer, metrics] = free_ports();
+            let mut etcd = Self::member(Program::Real, [client, peer]);
+            etcd.metrics_port = Some(metrics);
+            etcd.options = vec![
+                "--initial-cluster".to_owned(),
+                etcd.named_peer(),
+                format!("--listen-metrics-urls=http://127.0.0.1:{metrics}"),
+            ];
+            etcd.options.extend_from_slice(options);
+            if etcd.try_restart().await {
+                return etcd;
+            }
+        }
+        panic!("no etcd with TLS started");
+    }
+
     /// Starts a cluster of three real members and waits until each of them answers
     pub async fn start_three() -> [Self; 3] {
         Self::start_three_with(&[]).await
@@ -82,9 +105,22 @@ impl EtcdProcess {
 
     /// The same with more options, for each member
     pub async fn start_three_with(options: &[&str]) -> [Self; 3] {
+        Self::start_members(options, false).await
+    }
+
+    /// The same, where each member speaks TLS as well, at its [`secure_endpoint`](Self::secure_endpoint)
+    pub async fn start_three_tls(options: &[&str]) -> [Self; 3] {
+        Self::start_members(options, true).await
+    }
+
+    async fn start_members(options: &[&str], secure: bool) -> [Self; 3] {
         for _ in 0..5 {
-            let [a, b, c, d, e, f] = free_ports();
-            let mut members = [[a, b], [c, d], [e, f]].map(|ports| Self::member(Program::Real, ports));
+            let [a, b, c, d, e, f, g, h, i] = free_ports();
+            let mut members = [[a, b, c], [d, e, f], [g, h, i]].map(|[client, peer, tls]| {
+                let mut member = Self::member(Program::Real, [client, peer]);
+                member.secure_port = secure.then_some(tls);
+                member
+            });
             let cluster = members.each_ref().map(Self::named_peer).join(",");
             let guarded = Arc::<AtomicBool>::default();
             for member in &mut members {
@@ -107,8 +143,17 @@ impl EtcdProcess {
         let name = format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = env::temp_dir().join(name);
         fs::create_dir_all(&dir).expect("the temp dir is writable");
-        let (options, guarded) = (Vec::new(), Arc::default());
-        Self { program, dir, client_port, peer_port, options, child: None, guarded }
+        Self {
+            program,
+            dir,
+            client_port,
+            peer_port,
+            metrics_port: None,
+            secure_port: None,
+            options: Vec::new(),
+            child: None,
+            guarded: Arc::default(),
+        }
     }
 
     /// Its name and where its peers find it
@@ -119,6 +164,16 @@ impl EtcdProcess {
     /// `127.0.0.1:port`
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// `127.0.0.1:port` for sessions under test: where it speaks TLS, if it does beside its plain port
+    pub fn secure_endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.secure_port.unwrap_or(self.client_port))
+    }
+
+    /// The same, or where else it speaks plain HTTP
+    fn plain_endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.metrics_port.unwrap_or(self.client_port))
     }
 
     /// Kills the process at once; its ports, and the real one's data, are kept for [`restart`](Self::restart)
@@ -174,7 +229,7 @@ impl EtcdProcess {
         if self.program == Program::Embedded {
             return None;
         }
-        let metrics = http_get(&self.endpoint(), "/metrics").await.expect("a running etcd answers");
+        let metrics = http_get(&self.plain_endpoint(), "/metrics").await.expect("a running etcd answers");
         let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
         Some(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
     }
@@ -213,7 +268,7 @@ impl EtcdProcess {
 
     async fn is_ready(&self) -> bool {
         match self.program {
-            Program::Real => healthy(&self.endpoint()).await,
+            Program::Real => healthy(&self.plain_endpoint()).await,
             Program::Embedded => self.log().contains("listening on"),
         }
     }
@@ -230,14 +285,17 @@ impl EtcdProcess {
     }
 
     fn real(&self) -> Command {
-        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let scheme = if self.metrics_port.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
+        let secure = self.secure_port.map(|port| format!(",https://127.0.0.1:{port}"));
+        let listen = format!("{client}{}", secure.unwrap_or_default());
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let mut command = Command::new("etcd");
         command
             .args(["--name", &self.peer_port.to_string(), "--logger", "zap"])
             .arg("--data-dir")
             .arg(self.dir.join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-client-urls", &listen, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .env_remove("ETCDCTL_API");
         command

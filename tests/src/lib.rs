@@ -11,6 +11,7 @@
 //! | [`fleet`] | servers that register through a cluster, and clients that call them all the time |
 //! | [`checker`] | what must hold while etcd fails and after it has healed |
 //! | [`lines`] | what is logged in a thread |
+//! | [`certificates`] | a CA and what it has signed, in files that can be replaced |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
 //! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
@@ -38,6 +39,7 @@ pub mod echo {
 pub mod process;
 pub mod service;
 
+pub mod certificates;
 #[cfg(unix)]
 pub mod etcd;
 pub mod proxy;

@@ -1,7 +1,7 @@
 //! Servers in processes of their own, to be killed, stopped and started again
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -63,6 +63,16 @@ impl Greeter {
         self.option("--ttl", ttl.as_secs())
     }
 
+    /// Its instance id; by default a random one
+    pub fn id(self, id: i64) -> Self {
+        self.option("--id", id)
+    }
+
+    /// Has gRPC's health service, which says `serving` or `not-serving` until [`Process::tell`] changes it
+    pub fn health(self, status: &str) -> Self {
+        self.option("--health", status)
+    }
+
     /// How long it takes to greet; 2 ms by default
     pub fn delay(self, delay: Duration) -> Self {
         self.option("--delay-ms", delay.as_millis())
@@ -89,17 +99,12 @@ impl Greeter {
         command.args(self.arguments).envs(self.variables).stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.spawn().expect("the greeter is built");
         // Owned before anything can fail, so that it dies whatever happens.
-        let mut process = Process { child, address: Address::from(std::net::SocketAddr::from(([0; 4], 0))) };
-        let mut lines = process.lines();
-        process.address = wait::within("the greeter listens", START, async {
-            while let Some(line) = lines.recv().await {
-                if let Some(address) = line.strip_prefix("listening ") {
-                    return address.parse().expect("the greeter prints an address");
-                }
-            }
-            panic!("the greeter ended before it listened");
-        })
-        .await;
+        let (nowhere, (_, none)) = (([0; 4], 0), mpsc::unbounded_channel());
+        let mut process =
+            Process { child, address: Address::from(std::net::SocketAddr::from(nowhere)), lines: none };
+        process.lines = process.read_lines();
+        let listening = process.until_line(START, |line| line.starts_with("listening ")).await;
+        process.address = listening["listening ".len()..].parse().expect("the greeter prints an address");
         process
     }
 }
@@ -109,12 +114,37 @@ impl Greeter {
 pub struct Process {
     child: Child,
     address: Address,
+    /// What it has printed and nobody has waited for yet
+    lines: mpsc::UnboundedReceiver<String>,
 }
 
 impl Process {
     /// Where it listens
     pub fn address(&self) -> Address {
         self.address.clone()
+    }
+
+    /// Waits until it prints a line that meets `condition`; lines are looked at once
+    ///
+    /// # Panics
+    ///
+    /// If it prints none within `bound`.
+    pub async fn until_line(&mut self, bound: Duration, condition: impl Fn(&str) -> bool) -> String {
+        wait::within("the process prints what is waited for", bound, async {
+            loop {
+                let line = self.lines.recv().await.expect("the process runs");
+                if condition(&line) {
+                    return line;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes a line to its input
+    pub fn tell(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("stdin is piped");
+        writeln!(input, "{line}").expect("the process reads");
     }
 
     /// SIGKILL; returns when it is gone
@@ -155,7 +185,7 @@ impl Process {
     }
 
     /// Its output; read by a thread, so that it never blocks on a full pipe and needs no runtime
-    fn lines(&mut self) -> mpsc::UnboundedReceiver<String> {
+    fn read_lines(&mut self) -> mpsc::UnboundedReceiver<String> {
         let stdout = BufReader::new(self.child.stdout.take().expect("stdout is piped"));
         let (sender, lines) = mpsc::unbounded_channel();
         std::thread::spawn(move || {

@@ -40,10 +40,21 @@ pub async fn real_with(options: &[&str]) -> Option<EtcdProcess> {
     if with_options { Some(EtcdProcess::start_with(Program::Real, options).await) } else { None }
 }
 
+/// The same, speaking TLS as these options tell it
+pub async fn tls(options: &[String]) -> Option<EtcdProcess> {
+    let speaks_tls = is_real("the embedded etcd does not speak TLS");
+    if speaks_tls { Some(EtcdProcess::start_tls(options).await) } else { None }
+}
+
 /// The same, as a cluster of three members
 pub async fn three_members() -> Option<[EtcdProcess; 3]> {
+    three_members_with(&[]).await
+}
+
+/// The same with more options for each
+pub async fn three_members_with(options: &[&str]) -> Option<[EtcdProcess; 3]> {
     let members = is_real("the embedded etcd is a single member");
-    if members { Some(EtcdProcess::start_three().await) } else { None }
+    if members { Some(EtcdProcess::start_three_with(options).await) } else { None }
 }
 
 /// `None`, with the reason on stderr, where the embedded one is used

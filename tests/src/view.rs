@@ -1,12 +1,12 @@
 //! What a discovery has told so far
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use callsign::discover::EtcdDiscover;
+use callsign::{Instance, discover::EtcdDiscover};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tower::discover::Change;
@@ -22,7 +22,7 @@ pub struct View {
 
 #[derive(Debug, Default)]
 struct Told {
-    addresses: BTreeSet<String>,
+    shown: BTreeMap<String, Instance>,
     changes: usize,
     removed: usize,
 }
@@ -42,7 +42,12 @@ impl View {
 
     /// The addresses, sorted
     pub fn addresses(&self) -> Vec<String> {
-        lock(&self.told).addresses.iter().cloned().collect()
+        lock(&self.told).shown.keys().cloned().collect()
+    }
+
+    /// The instance that was told last for an address
+    pub fn instance(&self, address: &str) -> Option<Instance> {
+        lock(&self.told).shown.get(address).cloned()
     }
 
     /// How many changes were told, inserts of known addresses included
@@ -63,13 +68,15 @@ impl View {
 }
 
 impl Told {
-    fn apply<S>(&mut self, change: &Change<callsign::Address, S>) {
+    fn apply(&mut self, change: &Change<callsign::Address, Instance>) {
         self.changes += 1;
         match change {
-            Change::Insert(address, _) => drop(self.addresses.insert(address.to_string())),
+            Change::Insert(address, instance) => {
+                self.shown.insert(address.to_string(), instance.clone());
+            }
             Change::Remove(address) => {
                 self.removed += 1;
-                self.addresses.remove(&address.to_string());
+                self.shown.remove(&address.to_string());
             }
         }
     }

@@ -192,6 +192,20 @@ async fn a_removed_endpoint_gets_no_new_calls_and_ends_with_its_last_stream() {
 }
 
 #[tokio::test]
+async fn an_instance_that_cannot_be_used_any_more_takes_its_endpoint_with_it() {
+    let began = std::time::Instant::now();
+    let server = Local::start().await;
+    let (channel, log, changes) = changing();
+    changes.send(insert(server.address())).unwrap();
+    log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
+    // The same key, but calls would now have to be encrypted.
+    let encrypted: Address = format!("https://{}", server.address()).parse().unwrap();
+    changes.send(Ok(Change::Insert(server.address(), encrypted.into()))).unwrap();
+    log.until(&server.address(), EndpointState::Gone, began, BOUND).await;
+    assert_eq!(channel.endpoints(), []);
+}
+
+#[tokio::test]
 async fn a_discovery_that_ends_leaves_the_set_as_it_was() {
     let began = std::time::Instant::now();
     let server = Local::start().await;

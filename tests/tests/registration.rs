@@ -4,10 +4,19 @@
 
 use std::time::Duration;
 
-use callsign::{Etcd, EtcdOptions, Registration, RegistrationState, etcd::registration::LossCause};
-use callsign_tests::{etcd::EtcdProcess, peers::Peer, proxy::Proxy, registry, wait};
+use callsign::{
+    Etcd, EtcdOptions, PauseError, Registration, RegistrationState, etcd::registration::LossCause,
+};
+use callsign_tests::{etcd::EtcdProcess, greeter, peers::Peer, proxy::Proxy, registry, wait};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
 
 const SERVICE: &str = "hello.rpc";
+const NO_LEASES: [i64; 0] = [];
 const ADDRESS: &str = "127.0.0.1:9090";
 /// What is lost has to be back within this time
 const BACK: Duration = Duration::from_secs(2);
@@ -32,6 +41,10 @@ async fn until_state(
     let mut state = registration.state();
     let what = format!("the state is {:?}", *state.borrow());
     wait::within(&what, bound, state.wait_for(condition)).await.expect("the task lives").clone()
+}
+
+fn is_registered(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Registered { .. })
 }
 
 fn lease(state: &RegistrationState) -> i64 {
@@ -98,7 +111,7 @@ async fn the_later_of_two_with_one_id_wins_and_the_earlier_leaves_it_alone() {
     assert!(matches!(*later.state().borrow(), RegistrationState::Registered { .. }));
     later.deregister().await.unwrap();
     assert_eq!(pairs(&etcd).await, []);
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -166,7 +179,8 @@ async fn a_frozen_etcd_makes_a_registration_doubtful_and_then_certain_again() {
     let registration = registered(&etcd, 2).await;
     etcd.stop().await;
     let unconfirmed = RegistrationState::Lost { cause: LossCause::Unconfirmed };
-    until_state(&registration, BOUND, |state| *state == unconfirmed).await;
+    // The TTL has begun before, and what is being tried just then is not waited for.
+    until_state(&registration, Duration::from_millis(2500), |state| *state == unconfirmed).await;
     etcd.cont();
     let registered = |state: &RegistrationState| matches!(state, RegistrationState::Registered { .. });
     until_state(&registration, BOUND, registered).await;
@@ -279,7 +293,7 @@ async fn leaving_is_confirmed_by_the_lease_alone_when_the_other_way_is_stuck() {
     let (left, took) = wait::timed(registration.deregister()).await;
     left.unwrap();
     assert!(took < Duration::from_secs(1), "{took:?}");
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -307,7 +321,7 @@ async fn a_refused_registration_gives_its_lease_back() {
     let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
     let refused = wait::within("it is refused at once", BACK, builder.register()).await.unwrap_err();
     assert!(refused.to_string().contains("user name is empty"), "{refused}");
-    assert_eq!(etcd.leases_as_root().await, []);
+    assert_eq!(etcd.leases_as_root().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -322,13 +336,13 @@ async fn registering_has_one_deadline_and_takes_back_what_it_has_begun() {
     let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
     let registering = tokio::spawn(wait::timed(builder.register()));
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
     proxy.heal();
     proxy.until_made(3).await;
     let (failed, took) = registering.await.unwrap();
     failed.unwrap_err();
     assert!(took < Duration::from_millis(6500), "{took:?}");
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -340,4 +354,301 @@ async fn the_ttl_that_counts_is_the_one_that_was_granted() {
     let registration = builder.id(7).ttl(Duration::from_secs(2)).register().await.unwrap();
     let RegistrationState::Registered { ttl, .. } = *registration.state().borrow() else { panic!() };
     assert_eq!(ttl, Duration::from_secs(6));
+}
+
+/// A way to an etcd on which everything gets there and nothing comes back until that is wanted
+struct Mute {
+    endpoint: String,
+    speaks: watch::Sender<bool>,
+    _connections: JoinSet<()>,
+}
+
+impl Mute {
+    async fn to(etcd: &EtcdProcess) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let endpoint = listener.local_addr().expect("it is bound").to_string();
+        let (speaks, seen) = watch::channel(true);
+        let (target, mut connections) = (etcd.endpoint(), JoinSet::new());
+        connections.spawn(async move {
+            let mut passing = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&target).await.expect("etcd listens");
+                passing.spawn(Self::pass(client, server, seen.clone()));
+            }
+        });
+        Self { endpoint, speaks, _connections: connections }
+    }
+
+    async fn pass(client: TcpStream, server: TcpStream, mut speaks: watch::Receiver<bool>) {
+        let ((mut from_client, mut to_client), (from_server, mut to_server)) =
+            (client.into_split(), server.into_split());
+        let up = async {
+            let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+            let _ = to_server.shutdown().await;
+        };
+        let down = async {
+            let mut bytes = [0; 4096];
+            loop {
+                if speaks.wait_for(|speaks| *speaks).await.is_err() || from_server.readable().await.is_err() {
+                    return;
+                }
+                // Told to be mute meanwhile, it does not even read.
+                if !*speaks.borrow() {
+                    continue;
+                }
+                match from_server.try_read(&mut bytes) {
+                    Ok(read @ 1..) if to_client.write_all(&bytes[..read]).await.is_ok() => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    _ => return,
+                }
+            }
+        };
+        tokio::join!(up, down);
+    }
+}
+
+/// A session whose lanes are connected, over a way that is mute from now on
+async fn mute_session(etcd: &EtcdProcess) -> (Etcd, Mute) {
+    let way = Mute::to(etcd).await;
+    let session = Etcd::connect(EtcdOptions::new([&way.endpoint])).await.expect("etcd is there");
+    let first = Registration::builder(&session, SERVICE, ADDRESS.parse().expect("an address"));
+    let first = first.register().await.expect("etcd is there");
+    first.deregister().await.expect("etcd is there");
+    way.speaks.send_replace(false);
+    (session, way)
+}
+
+#[tokio::test]
+async fn a_grant_in_flight_when_it_is_told_to_stop_leaves_no_lease() {
+    let etcd = registry::etcd().await;
+    let (session, _way) = mute_session(&etcd).await;
+    let registration = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap()).start().unwrap();
+    until_leases(&etcd, 1, BACK).await;
+    let (left, took) = wait::timed(registration.deregister()).await;
+    left.expect("there was no key");
+    assert!(took < Duration::from_millis(3500), "{took:?}");
+    until_leases(&etcd, 0, BACK).await;
+}
+
+#[tokio::test]
+async fn a_grant_whose_answer_is_lost_is_found_again_and_not_repeated() {
+    let etcd = registry::etcd().await;
+    let (session, way) = mute_session(&etcd).await;
+    let registration = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap()).start().unwrap();
+    until_leases(&etcd, 1, BACK).await;
+    let granted = etcd.leases().await;
+    let failed = |state: &RegistrationState| matches!(state, RegistrationState::Granting { cause: Some(_) });
+    until_state(&registration, BOUND, failed).await;
+    way.speaks.send_replace(true);
+    let state = until_state(&registration, BOUND, is_registered).await;
+    let RegistrationState::Registered { lease, ttl } = state else { panic!("{state:?}") };
+    assert_eq!((granted, ttl), (vec![lease], Duration::from_secs(15)));
+    assert_eq!(etcd.leases().await, [lease]);
+}
+
+#[tokio::test]
+async fn paused_it_keeps_its_lease_and_nothing_else() {
+    let etcd = registry::etcd().await;
+    let registration = registered(&etcd, 2).await;
+    let first = lease(&registration.state().borrow().clone());
+    for _ in 0..2 {
+        // Twice is once.
+        for _ in 0..2 {
+            wait::within("it is paused", BACK, registration.pause()).await.unwrap();
+            assert_eq!(*registration.state().borrow(), RegistrationState::Paused);
+            assert_eq!(pairs(&etcd).await, []);
+            assert_eq!(etcd.leases().await, [first]);
+        }
+        for _ in 0..2 {
+            wait::within("it is resumed", BACK, registration.resume()).await.unwrap();
+            assert_eq!(lease(&registration.state().borrow().clone()), first);
+            assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+        }
+    }
+    registration.pause().await.unwrap();
+    let mut state = registration.state();
+    state.borrow_and_update();
+    // Two and a half TTLs. Nothing takes its own deletion for someone else's.
+    let changed = tokio::time::timeout(Duration::from_secs(5), state.changed()).await;
+    assert!(changed.is_err(), "{:?}", *state.borrow());
+    assert_eq!(pairs(&etcd).await, []);
+    assert_eq!(etcd.leases().await, [first]);
+}
+
+#[tokio::test]
+async fn a_lease_lost_while_paused_is_replaced_and_the_key_stays_away() {
+    let etcd = registry::etcd().await;
+    let registration = registered(&etcd, 2).await;
+    let first = lease(&registration.state().borrow().clone());
+    registration.pause().await.unwrap();
+    let mut state = registration.state();
+    state.borrow_and_update();
+    etcd.revoke(first).await;
+    until_leases(&etcd, 1, BOUND).await;
+    assert!(!state.has_changed().unwrap(), "{:?}", *state.borrow());
+    assert_eq!(pairs(&etcd).await, []);
+    registration.resume().await.unwrap();
+    assert_ne!(lease(&registration.state().borrow().clone()), first);
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+}
+
+#[tokio::test]
+async fn a_key_that_appears_while_paused_is_deleted_if_it_is_ones_own() {
+    let etcd = registry::etcd().await;
+    if !registry::has_etcdctl() {
+        return;
+    }
+    let registration = registered(&etcd, 15).await;
+    let own = format!("--lease={:x}", lease(&registration.state().borrow().clone()));
+    registration.pause().await.unwrap();
+    // As a put that was given up and comes through late.
+    etcd.etcdctl(["put", "hello.rpc/7", ADDRESS, &own]).await;
+    registry::until_registered(&etcd, SERVICE, BACK, |all| all.is_empty()).await;
+    etcd.put("hello.rpc/7", "10.9.9.9:1").await;
+    let resumed = registration.resume().await;
+    assert!(matches!(resumed, Err(PauseError::Overwritten { .. })), "{resumed:?}");
+    assert_eq!(*registration.state().borrow(), RegistrationState::Lost { cause: LossCause::Overwritten });
+    assert_eq!(pairs(&etcd).await, seven("10.9.9.9:1"));
+    // And so whatever is asked for then.
+    assert!(matches!(registration.pause().await, Err(PauseError::Overwritten { .. })));
+    until_leases(&etcd, 0, BACK).await;
+}
+
+#[tokio::test]
+async fn who_has_taken_the_key_and_left_while_one_was_paused_is_no_matter() {
+    let etcd = registry::etcd().await;
+    let registration = registered(&etcd, 15).await;
+    registration.pause().await.unwrap();
+    let other = registered(&etcd, 15).await;
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    other.deregister().await.unwrap();
+    registration.resume().await.unwrap();
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+}
+
+#[tokio::test]
+async fn paused_it_leaves_nothing_when_it_goes() {
+    let etcd = registry::etcd().await;
+    for dropped in [true, false] {
+        let registration = registered(&etcd, 15).await;
+        registration.pause().await.unwrap();
+        if dropped {
+            drop(registration);
+        } else {
+            registration.deregister().await.unwrap();
+        }
+        until_leases(&etcd, 0, BACK).await;
+        assert_eq!(pairs(&etcd).await, []);
+    }
+    // Nor does one that goes before etcd has confirmed.
+    let registration = registered(&etcd, 15).await;
+    let pausing = tokio::time::timeout(Duration::ZERO, registration.pause()).await;
+    assert!(pausing.is_err(), "{pausing:?}");
+    registration.deregister().await.unwrap();
+    assert_eq!((pairs(&etcd).await, etcd.leases().await), (Vec::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn pausing_without_etcd_is_bounded_and_goes_on_by_itself() {
+    let etcd = registry::etcd().await;
+    let registration = registered(&etcd, 15).await;
+    etcd.stop().await;
+    let (paused, took) = wait::timed(registration.pause()).await;
+    let error = paused.unwrap_err();
+    assert!(matches!(error, PauseError::Unconfirmed { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("etcd {}: ", etcd.endpoint())), "the cause: {error}");
+    assert!((Duration::from_millis(4900)..Duration::from_secs(6)).contains(&took), "{took:?}");
+    assert!(is_registered(&registration.state().borrow()), "nobody knows better");
+    etcd.cont();
+    until_state(&registration, BOUND, |state| *state == RegistrationState::Paused).await;
+    assert_eq!(pairs(&etcd).await, []);
+
+    etcd.stop().await;
+    let resumed = registration.resume().await;
+    assert!(matches!(resumed, Err(PauseError::Unconfirmed { .. })), "{resumed:?}");
+    etcd.cont();
+    until_state(&registration, BOUND, is_registered).await;
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+}
+
+#[tokio::test]
+async fn paused_while_cut_off_for_longer_than_its_ttl_it_does_not_come_back() {
+    let etcd = registry::etcd().await;
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    let session = Etcd::connect(EtcdOptions::new([proxy.endpoint()])).await.unwrap();
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+    let registration = builder.id(7).ttl(Duration::from_secs(2)).register().await.unwrap();
+    proxy.cut().await;
+    // Its lease ends meanwhile, and it is told so before it has said what it wants.
+    assert!(matches!(registration.pause().await, Err(PauseError::Unconfirmed { .. })));
+    assert_eq!(*registration.state().borrow(), RegistrationState::Lost { cause: LossCause::Unconfirmed });
+    until_leases(&etcd, 0, BACK).await;
+    proxy.heal();
+    until_state(&registration, BOUND, |state| *state == RegistrationState::Paused).await;
+    until_leases(&etcd, 1, BOUND).await;
+    assert_eq!(pairs(&etcd).await, []);
+    registration.resume().await.unwrap();
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    registration.deregister().await.unwrap();
+    assert_eq!((pairs(&etcd).await, etcd.leases().await), (Vec::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn paused_before_it_ever_was_registered_it_waits_to_be_resumed() {
+    let mut etcd = registry::etcd().await;
+    etcd.kill9();
+    let builder = Registration::builder(&session(&etcd), SERVICE, ADDRESS.parse().unwrap());
+    let registration = builder.id(7).start().unwrap();
+    // There is nothing that etcd would have to confirm.
+    wait::within("it is paused", BACK, registration.pause()).await.unwrap();
+    etcd.restart().await;
+    until_leases(&etcd, 1, BOUND).await;
+    assert_eq!(*registration.state().borrow(), RegistrationState::Paused);
+    assert_eq!(pairs(&etcd).await, []);
+    registration.resume().await.unwrap();
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+}
+
+#[tokio::test]
+async fn of_two_opposite_wishes_the_later_holds_and_the_earlier_hears_of_it() {
+    let etcd = registry::etcd().await;
+    let registration = registered(&etcd, 15).await;
+    for _ in 0..20 {
+        let (paused, resumed) = tokio::join!(registration.pause(), registration.resume());
+        assert!(matches!(paused, Err(PauseError::Overruled { .. })), "{paused:?}");
+        resumed.unwrap();
+        assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_for_longer_than_its_ttl_is_back_at_once() {
+    let etcd = registry::etcd().await;
+    let server = greeter!().register(SERVICE, &etcd.endpoint()).ttl(Duration::from_secs(2)).start().await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    server.sigstop().await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    server.sigcont();
+    registry::until_registered(&etcd, SERVICE, BACK, |all| all.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_server_that_crashed_and_starts_again_takes_its_key_over_at_once() {
+    let etcd = registry::etcd().await;
+    let start = |listen| greeter!().register(SERVICE, &etcd.endpoint()).id(7).listen(&listen).start();
+    let any = callsign::Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    let mut first = start(any.clone()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| *all == [first.address().to_string()]).await;
+    first.kill9();
+    let second = start(any).await;
+    // Long before the TTL of 15 s has passed.
+    registry::until_registered(&etcd, SERVICE, BACK, |all| *all == [second.address().to_string()]).await;
+    let [abandoned, own] = etcd.leases().await[..] else { panic!("two leases") };
+    // What the end of the abandoned lease leaves behind.
+    for lease in [abandoned, own] {
+        let kept = pairs(&etcd).await;
+        etcd.revoke(lease).await;
+        registry::until_registered(&etcd, SERVICE, BACK, |all| *all == [second.address().to_string()]).await;
+        assert_eq!(pairs(&etcd).await, kept);
+    }
 }

@@ -10,11 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callsign::{Address, Etcd, EtcdOptions, Serve, ServeError, ServeRegistered};
+use callsign::{
+    Address, Etcd, EtcdChannel, EtcdOptions, RegistrationState, Serve, ServeError, ServeRegistered,
+};
 use callsign_tests::{
     echo::{Chunk, echo_client::EchoClient},
     etcd::EtcdProcess,
     greeter,
+    load::{Pace, greet},
     pb::{HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer},
     proxy::Proxy,
     registry,
@@ -27,9 +30,15 @@ use tonic::{
     service::{Interceptor, InterceptorLayer},
     transport::{Endpoint, Server, server::Router},
 };
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_check_response::ServingStatus as Told, health_client::HealthClient},
+    server::{HealthReporter, HealthService},
+};
 use tower::layer::util::{Identity, Stack};
 
 const SERVICE: &str = "hello.rpc";
+const NO_LEASES: [i64; 0] = [];
 const BOUND: Duration = Duration::from_secs(5);
 
 fn session(etcd: &EtcdProcess) -> Etcd {
@@ -249,7 +258,7 @@ async fn told_to_stop_while_it_registers_it_leaves_nothing_behind() {
     assert_eq!(etcd.leases().await.len(), 1);
     stop.send(()).unwrap();
     wait::within("it ends", BOUND, serving).await.unwrap().unwrap();
-    assert_eq!(etcd.leases().await, []);
+    assert_eq!(etcd.leases().await, NO_LEASES);
 }
 
 #[tokio::test]
@@ -299,4 +308,136 @@ async fn a_layered_router_serves_in_one_line() {
     let address = taken.local_addr().unwrap().to_string();
     let served = tokio::spawn(layered(&Arc::default()).serve_registered(SERVICE, address));
     assert!(matches!(served.await.unwrap(), Err(ServeError::Listen(_))));
+}
+
+fn is_registered(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Registered { .. })
+}
+
+/// Waits until the state that a `Serve` shows meets `condition`
+async fn until_state(
+    state: &tokio::sync::watch::Receiver<RegistrationState>,
+    condition: impl Fn(&RegistrationState) -> bool,
+) {
+    let what = format!("the state is {:?}", *state.borrow());
+    wait::within(&what, BOUND, state.clone().wait_for(condition)).await.expect("the server runs");
+}
+
+async fn set(reporter: &HealthReporter, service: &str, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    reporter.set_service_status(service, status).await;
+}
+
+#[tokio::test]
+async fn what_the_registration_does_is_shown_by_the_server() {
+    let etcd = registry::etcd().await;
+    let mut state = None;
+    let server = Running::start(&etcd, |serve| {
+        let serve = serve.notice(Duration::ZERO);
+        let shown = state.insert(serve.state());
+        assert_eq!(*shown.borrow(), RegistrationState::Granting { cause: None });
+        serve
+    })
+    .await;
+    let state = state.unwrap();
+    until_state(&state, is_registered).await;
+    server.stop.send(()).unwrap();
+    server.task.await.unwrap().unwrap();
+    assert_eq!(*state.borrow(), RegistrationState::Deregistered);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_serve_yet_is_registered_when_it_does() {
+    let etcd = registry::etcd().await;
+    for fail_fast in [false, true] {
+        let reporter = HealthReporter::new();
+        set(&reporter, "pb.Greeter", false).await;
+        let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd)).fail_fast(fail_fast);
+        let serve = serve.health(reporter.clone()).health_service("pb.Greeter");
+        let state = serve.state();
+        let mut seen = state.clone();
+        let watching = tokio::spawn(async move {
+            let mut states = Vec::new();
+            while seen.changed().await.is_ok() {
+                states.push(seen.borrow_and_update().clone());
+            }
+            states
+        });
+        let serving = tokio::spawn(serve.run(hello(&Calls::default())));
+        until_state(&state, |state| *state == RegistrationState::Paused).await;
+        assert_eq!(registry::registered(&etcd, SERVICE).await, [""; 0]);
+        set(&reporter, "pb.Greeter", true).await;
+        registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+        until_state(&state, is_registered).await;
+        drop(state);
+        serving.abort();
+        let states = wait::within("the state is dropped", BOUND, watching).await.unwrap();
+        let registered = states.iter().position(is_registered).unwrap();
+        assert!(states[..registered].contains(&RegistrationState::Paused), "not before: {states:?}");
+        registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn health_ends_with_the_registration_and_before_the_server() {
+    let etcd = registry::etcd().await;
+    let reporter = HealthReporter::new();
+    let service = HealthService::from_health_reporter(reporter.clone());
+    let router =
+        hello(&Calls::default()).add_service(tonic_health::pb::health_server::HealthServer::new(service));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd)).health(reporter);
+    let serving = tokio::spawn(serve.shutdown(async { drop(stopped.await) }).run(router));
+    let all = registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", all[0])).unwrap();
+    let client = HealthClient::new(endpoint.connect().await.unwrap());
+    let status = async || client.clone().check(HealthCheckRequest::default()).await.unwrap().get_ref().status;
+    assert_eq!(status().await, Told::Serving as i32);
+    stop.send(()).unwrap();
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    assert_eq!(status().await, Told::NotServing as i32);
+    drop(client);
+    serving.await.unwrap().unwrap();
+    assert_eq!(etcd.leases().await, NO_LEASES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_whose_health_comes_and_goes_lose_no_call() {
+    let etcd = registry::etcd().await;
+    let start = || greeter!().register(SERVICE, &etcd.endpoint()).health("serving").start();
+    let mut servers = [start().await, start().await];
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
+    let leases = etcd.leases().await.len();
+    let channel = EtcdChannel::builder(SERVICE).etcd(&session(&etcd)).connect().await.unwrap();
+    let client = GreeterClient::new(channel);
+    let pace = Pace { rate: 100, lasting: Duration::from_secs(5) };
+    let load = tokio::spawn(pace.open_loop(move || greet(client.clone(), Duration::from_secs(2))));
+    let mut away = Vec::new();
+    for turn in 0..4 {
+        let server = &mut servers[turn % 2];
+        let address = server.address().to_string();
+        server.tell("not-serving");
+        server.until_line(BOUND, |line| line == "registration paused").await;
+        let gone = registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 1).await;
+        assert!(!gone.contains(&address));
+        // From when all clients have had their time to hear of it.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let from = Instant::now();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        away.push((address, from, Instant::now()));
+        server.tell("serving");
+        server.until_line(BOUND, |line| line.starts_with("registration registered")).await;
+    }
+    let load = load.await.unwrap();
+    load.assert_none_failed(pace);
+    for (server, from, to) in away {
+        assert_eq!(load.share(&server, from, to), 0.0, "{server} was called while it did not serve");
+    }
+    assert_eq!(etcd.leases().await.len(), leases);
+    for server in &mut servers {
+        server.sigterm();
+        server.until_line(BOUND, |line| line == "registration deregistered").await;
+        server.exited(BOUND).await;
+    }
+    assert_eq!((registry::registered(&etcd, SERVICE).await, etcd.leases().await), (Vec::new(), Vec::new()));
 }

@@ -4,20 +4,12 @@
 //! the temp dir. Both are asked by the same client over TCP. They take turns; medians over the rounds are printed, and
 //! `*_ratio` as embedded time / real time.
 
-use std::{
-    error::Error,
-    fs,
-    net::TcpListener,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
+use callsign_benches::{Real, Result, median, millis};
 use etcd_client::{Client, WatchOptions};
 use etcd_embedded::EmbeddedEtcd;
 use tokio::task::JoinSet;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How much is done per round.
 #[derive(Clone, Copy)]
@@ -58,7 +50,7 @@ async fn main() -> Result<()> {
         ours.push(round(etcd.endpoint(), size).await?);
         etcd.shutdown().await;
         if let Some(etcd) = Real::start().await? {
-            theirs.push(round(&etcd.endpoint, size).await?);
+            theirs.push(round(etcd.endpoint(), size).await?);
         }
     }
     if theirs.is_empty() {
@@ -170,64 +162,4 @@ where
         worker??;
     }
     Ok(())
-}
-
-/// A real etcd with its data in a fresh temp dir; both go with this value
-struct Real {
-    child: Child,
-    dir: PathBuf,
-    endpoint: String,
-}
-
-impl Real {
-    /// None without an `etcd` on PATH
-    async fn start() -> Result<Option<Self>> {
-        let (client, peer) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-        let endpoint = client.local_addr()?.to_string();
-        let (client_url, peer_url) = (format!("http://{endpoint}"), format!("http://{}", peer.local_addr()?));
-        drop((client, peer));
-        let dir = std::env::temp_dir().join(format!("etcd-embedded-bench-{}", std::process::id()));
-        let child = Command::new("etcd")
-            .args(["--name", "bench", "--logger", "zap", "--log-level", "error", "--data-dir"])
-            .arg(&dir)
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("bench={peer_url}")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let child = match child {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            child => child?,
-        };
-        let etcd = Self { child, dir, endpoint };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let mut client = Client::connect([&etcd.endpoint], None).await?;
-        while let Err(error) = client.get("k", None).await {
-            if Instant::now() > deadline {
-                return Err(error.into());
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(Some(etcd))
-    }
-}
-
-impl Drop for Real {
-    fn drop(&mut self) {
-        // It may be dead already, and a directory that stays behind harms nobody.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

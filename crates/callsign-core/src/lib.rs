@@ -10,6 +10,7 @@
 //! | [`streams`] | whether a connection has room for one more stream |
 //! | [`backoff`] | when to try again |
 //! | [`keepalive`] | when to ask a silent peer whether it lives, and when to give it up |
+//! | [`hold`] | which endpoints stay in use although discovery has removed them |
 
 pub mod policy;
 
@@ -18,3 +19,5 @@ pub mod streams;
 
 pub mod backoff;
 pub mod keepalive;
+
+pub mod hold;

@@ -8,7 +8,11 @@ mod etcd;
 #[cfg(feature = "etcd")]
 mod target;
 
+#[cfg(all(test, feature = "etcd"))]
+mod fuzz;
+
 mod call;
+mod members;
 mod pool;
 mod shared;
 mod view;
@@ -44,11 +48,12 @@ pub use self::{
 pub use crate::endpoint::EndpointState;
 
 use self::{
-    pool::{EndpointConfig, Pool},
+    members::{EndpointConfig, Members},
+    pool::Pool,
     shared::Shared,
 };
 use crate::{
-    connection::{self, Waiters},
+    connection::{self, Transport, Waiters},
     instance::{Address, Instance},
 };
 
@@ -186,6 +191,7 @@ struct Settings {
     timeout: Option<Duration>,
     method_timeouts: HashMap<String, Duration>,
     pick_timeout: Duration,
+    hold_window: Duration,
     user_agent: Option<String>,
     authority: Option<String>,
     missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
@@ -199,6 +205,7 @@ impl Default for Settings {
             timeout: None,
             method_timeouts: HashMap::new(),
             pick_timeout: Duration::from_secs(1),
+            hold_window: Duration::ZERO,
             user_agent: None,
             authority: None,
             missing_list: Box::new(|| None),
@@ -227,13 +234,15 @@ impl Settings {
         let waiters = Arc::<Waiters>::default();
         let connection = connection::Config {
             connect_timeout: CONNECT_TIMEOUT,
+            transport: Transport::Plain,
             keep_alive: KeepAlive::default(),
             waiters: Arc::clone(&waiters),
         };
         let shared = Shared::new(self.service, self.policy, self.pick_timeout, self.missing_list, waiters);
         let shared = Arc::new(shared);
         let (used, unused) = oneshot::channel();
-        let pool = Pool::new(discover, EndpointConfig { connection, authority }, Arc::clone(&shared));
+        let members = Members::new(EndpointConfig { connection, authority }, self.hold_window);
+        let pool = Pool::new(discover, members, Arc::clone(&shared));
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }
@@ -277,6 +286,22 @@ macro_rules! call_settings {
         /// request waits up to the deadline instead.
         pub fn pick_timeout(mut self, timeout: std::time::Duration) -> Self {
             self.settings.pick_timeout = timeout;
+            self
+        }
+
+        /// Time within which removals of endpoints are judged together
+        ///
+        /// If all endpoints are removed within it, or more than a third of them and three at least, and no new ones make
+        /// up for them, then those that still answer are *held*: calls go on to be sent to them, with one warning. A hold
+        /// ends when the endpoint comes back, with its connection (GOAWAY or loss), or three windows after the removal.
+        /// Any other removed endpoint gets no new calls, and its idle connection is kept for one window, in case more
+        /// removals follow.
+        ///
+        /// Default: 15 s for an [`EtcdChannel`](crate::EtcdChannel), zero for a [`Channel`](crate::Channel). Zero is off:
+        /// what is removed is gone. Longer protects against a registry that forgets more slowly; but a server that was
+        /// taken out of the registry with all the others, and neither stops nor says GOAWAY, is called for longer.
+        pub fn hold_window(mut self, window: std::time::Duration) -> Self {
+            self.settings.hold_window = window;
             self
         }
 

@@ -6,12 +6,12 @@
 
 mod body;
 mod driver;
+mod io;
 mod tap;
 mod waiters;
 
 use std::{
     future::{Future as _, poll_fn},
-    io,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -32,15 +32,20 @@ use tokio::{
 };
 use tonic::Status;
 
-use self::tap::{News, Tap};
-pub(crate) use self::{body::Incoming, driver::Driver, waiters::Waiters};
+pub(crate) use self::{body::Incoming, driver::Driver, io::Transport, waiters::Waiters};
+use self::{
+    io::Io,
+    tap::{News, Tap},
+};
 use crate::{error, instance::Address, replay::Outgoing};
 
 /// How a connection is made and watched
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Time for dialling, the preface and the peer's SETTINGS together.
+    /// Time for dialling, TLS, the preface and the peer's SETTINGS together.
     pub(crate) connect_timeout: Duration,
+    /// What the peer is spoken to over.
+    pub(crate) transport: Transport,
     /// When the peer is asked whether it lives.
     pub(crate) keep_alive: KeepAlive,
     /// Who is told when a stream is given back.
@@ -54,16 +59,28 @@ pub(crate) async fn connect(
 ) -> Result<(Connection, Driver), ConnectError> {
     let deadline = Instant::now() + config.connect_timeout;
     let tcp = timeout_at(deadline, dial(address)).await.map_err(|_| ConnectError::DialTimeout)??;
-    timeout_at(deadline, handshake(address, config, tcp)).await.map_err(|_| ConnectError::Silent)?
+    let secured = timeout_at(deadline, config.transport.carry(address, tcp)).await;
+    let io = secured.map_err(|_| ConnectError::TlsTimeout)??;
+    timeout_at(deadline, handshake(address, config, io)).await.map_err(|_| ConnectError::Silent)?
 }
 
 /// Why there is no connection
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
     #[error("cannot connect: {0}")]
-    Dial(#[from] io::Error),
+    Dial(#[from] std::io::Error),
     #[error("cannot connect: timed out")]
     DialTimeout,
+    #[error("connected, but the TLS handshake did not end in time: the peer may not speak TLS")]
+    TlsTimeout,
+    #[cfg(feature = "tls")]
+    #[error(transparent)]
+    Tls(#[from] crate::tls::HandshakeError),
+    #[error("the peer speaks TLS: it answered plain HTTP/2 with a TLS alert")]
+    PeerSpeaksTls,
+    /// What a Go server does on a port for TLS.
+    #[error("the peer closed the connection without a word: it may speak TLS, or be about to end")]
+    ClosedUnread,
     #[error("connected, but the peer sent no HTTP/2 SETTINGS in time")]
     Silent,
     #[error("the peer closed the connection before its HTTP/2 SETTINGS came")]
@@ -74,7 +91,7 @@ pub(crate) enum ConnectError {
     Handshake(h2::Error),
 }
 
-async fn dial(address: &Address) -> io::Result<TcpStream> {
+async fn dial(address: &Address) -> std::io::Result<TcpStream> {
     let tcp = TcpStream::connect((address.host(), address.port())).await?;
     tcp.set_nodelay(true)?;
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
@@ -96,16 +113,9 @@ const NO_SETTINGS: usize = usize::MAX - 1;
 /// Streams that were cancelled here and may still be answered: remembered, so that a late answer is no protocol error.
 const CANCELLED_STREAMS: usize = 1024;
 
-async fn handshake(
-    address: &Address,
-    config: &Config,
-    tcp: TcpStream,
-) -> Result<(Connection, Driver), ConnectError> {
+async fn handshake(address: &Address, config: &Config, io: Io) -> Result<(Connection, Driver), ConnectError> {
     let news = Arc::new(News::default());
-    let failed = |error: h2::Error| match news.not_http2() {
-        Some(start) => ConnectError::NotHttp2(start.into()),
-        None => ConnectError::Handshake(error),
-    };
+    let failed = |error| not_ready(error, &news, &config.transport);
     let (send, mut h2) = client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
@@ -118,12 +128,11 @@ async fn handshake(
         .data_frame_budget(CONNECTION_WINDOW as usize / 5 * 251)
         // No stream is sent before SETTINGS were applied; this limit tells when, for a peer can set any other.
         .initial_max_send_streams(NO_SETTINGS)
-        .handshake(Tap::new(tcp, Arc::clone(&news)))
+        .handshake(Tap::new(io, Arc::clone(&news)))
         .await
-        .map_err(failed)?;
+        .map_err(|error| failed(Some(error)))?;
     poll_fn(|cx| match Pin::new(&mut h2).poll(cx) {
-        Poll::Ready(Ok(())) => Poll::Ready(Err(ConnectError::Closed)),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(failed(error))),
+        Poll::Ready(ended) => Poll::Ready(Err(failed(ended.err()))),
         Poll::Pending => match h2.max_concurrent_send_streams() {
             NO_SETTINGS => Poll::Pending,
             _ => Poll::Ready(Ok(())),
@@ -144,6 +153,28 @@ async fn handshake(
     let driver = Driver::new(h2, news, ping_pong, Arc::clone(&shared), config.keep_alive);
     Ok((Connection { sender: Sender { shared } }, driver))
 }
+
+/// Why h2 has ended before it was ready; without an error the peer has closed
+fn not_ready(error: Option<h2::Error>, news: &News, transport: &Transport) -> ConnectError {
+    if let Some(start) = news.not_http2() {
+        return match start.starts_with(TLS_ALERT) && transport.is_plain() {
+            true => ConnectError::PeerSpeaksTls,
+            false => ConnectError::NotHttp2(start.into()),
+        };
+    }
+    let refused = transport.explain(news.unreadable());
+    refused.unwrap_or_else(|| match error {
+        // A reset also comes of what the peer left unread.
+        _ if transport.is_plain() && !news.has_read() && error.as_ref().is_none_or(h2::Error::is_io) => {
+            ConnectError::ClosedUnread
+        }
+        Some(error) => ConnectError::Handshake(error),
+        None => ConnectError::Closed,
+    })
+}
+
+/// The beginning of an alert record (RFC 8446, section 5.1), escaped: its type, and the version's major number.
+const TLS_ALERT: &str = "\\x15\\x03";
 
 /// The owner of a connection
 ///
@@ -202,15 +233,15 @@ impl Sender {
         !self.shared.is_retired()
     }
 
-    /// Sends one request that is never replayed; scheme and authority are the caller's
+    /// Sends `call` once; scheme and authority are the caller's
     #[cfg(feature = "etcd")]
     pub(crate) async fn call(
         &self,
-        request: http::Request<tonic::body::Body>,
+        call: &mut Outgoing,
     ) -> Result<http::Response<tonic::body::Body>, Status> {
         let not_sent = || error::connection_lost(&self.shared.address, "no stream to be had");
         let stream = self.try_open().ok_or_else(not_sent)?;
-        match stream.send(&mut Outgoing::new(request)).await {
+        match stream.send(call).await {
             Ok(response) => Ok(response.map(tonic::body::Body::new)),
             Err(SendError::Refused(status) | SendError::Failed(status)) => Err(status),
             Err(SendError::NotSent) => Err(not_sent()),

@@ -98,14 +98,20 @@ pub(crate) struct Event {
 /// The owner of an endpoint's task; dropping it drains the endpoint
 #[derive(Debug)]
 pub(crate) struct Handle {
-    renewed: watch::Sender<()>,
+    /// Whether the endpoint is to connect again when its connection ends; each message is news.
+    wanted: watch::Sender<bool>,
     _removed: oneshot::Sender<Infallible>,
 }
 
 impl Handle {
     /// The server behind the endpoint has registered anew: a backoff ends, a connection is left alone
     pub(crate) fn renew(&self) {
-        self.renewed.send_replace(());
+        self.wanted.send_replace(true);
+    }
+
+    /// The endpoint keeps the connection that it has, and makes no other until it is [renewed](Self::renew)
+    pub(crate) fn keep_only(&self) {
+        self.wanted.send_replace(false);
     }
 }
 
@@ -116,10 +122,10 @@ pub(crate) fn spawn(
     events: mpsc::UnboundedSender<Event>,
 ) -> Handle {
     let (handle, removed) = oneshot::channel();
-    let (renewed, renewals) = watch::channel(());
-    let worker = Worker { endpoint, config, events, renewed: renewals, failures: 0, drivers: JoinSet::new() };
+    let (wanted, wishes) = watch::channel(true);
+    let worker = Worker { endpoint, config, events, wanted: wishes, failures: 0, drivers: JoinSet::new() };
     tokio::spawn(worker.run(removed));
-    Handle { renewed, _removed: handle }
+    Handle { wanted, _removed: handle }
 }
 
 /// Attempts start at least this far apart: a server that accepts and hangs up at once is not dialled in a loop.
@@ -132,7 +138,7 @@ struct Worker {
     endpoint: Arc<Endpoint>,
     config: connection::Config,
     events: mpsc::UnboundedSender<Event>,
-    renewed: watch::Receiver<()>,
+    wanted: watch::Receiver<bool>,
     /// Attempts that failed in a row.
     failures: u32,
     /// Of the present connection, and of those that still drain.
@@ -164,7 +170,7 @@ impl Worker {
                     self.report(EndpointState::Ready, Some(connection.sender().clone()), None);
                     let closed = connection.closed().await;
                     // What registered while we were connected to it is what we have lost.
-                    self.renewed.mark_unchanged();
+                    self.wanted.mark_unchanged();
                     let useless = started.elapsed() < SHORT_LIVED && !connection.has_answered();
                     self.on_closed(closed, useless)
                 }
@@ -174,6 +180,10 @@ impl Worker {
                 }
             };
             self.pause(started, cause).await;
+            // Else whoever wanted its connection alone hears that it has ended, and lets go of this task.
+            if self.wanted.wait_for(|wanted| *wanted).await.is_err() {
+                return std::future::pending().await;
+            }
         }
     }
 
@@ -199,7 +209,7 @@ impl Worker {
         tokio::select! {
             () = sleep_until(next) => {}
             // An error means that the handle is gone, and with it this task.
-            Ok(()) = self.renewed.changed() => self.failures = 0,
+            Ok(()) = self.wanted.changed() => self.failures = 0,
         }
         self.report(EndpointState::Connecting, None, None);
     }

@@ -15,13 +15,23 @@ pub mod discovery;
 
 mod entry;
 mod feed;
+mod follow;
+mod instances;
 mod lane;
+mod list;
+mod login;
 mod name;
 mod options;
 mod pace;
+mod queries;
 mod request;
 mod state;
+mod value;
 mod watching;
+mod wire;
+
+#[cfg(test)]
+mod fuzz;
 
 use std::{fmt, sync::Arc};
 
@@ -30,12 +40,31 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+pub(crate) use self::options::text;
 pub(crate) use self::{
-    feed::{Subscription, Update},
+    discovery::InstanceSet,
+    feed::Subscription,
     name::{Namespace, ServiceName},
 };
-use self::{lane::Lane, options::Checked, pace::Pace, request::RequestError, state::Report};
-pub use self::{name::ServiceError, options::EtcdOptions, state::SessionState};
+pub use self::{
+    discovery::Update,
+    instances::{Instances, Snapshots},
+    name::ServiceError,
+    options::EtcdOptions,
+    queries::{ReadError, WriteError},
+    state::SessionState,
+    value::{KeyError, ValueError, Values},
+};
+use self::{
+    feed::Sources,
+    lane::{Cluster, Lane},
+    login::Login,
+    options::Checked,
+    pace::Pace,
+    request::RequestError,
+    state::Report,
+    value::{Latest, ValueKey},
+};
 use crate::{
     deadline::far,
     instance::{Address, AddressError},
@@ -57,7 +86,8 @@ struct Session {
     leases: Lane,
     namespace: Namespace,
     report: Arc<Report>,
-    discoveries: discovery::Shared,
+    discoveries: Sources<ServiceName, InstanceSet>,
+    values: Sources<ValueKey, Latest>,
 }
 
 impl Etcd {
@@ -65,13 +95,17 @@ impl Etcd {
     ///
     /// # Errors
     ///
-    /// Bad input at once; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
+    /// Bad input at once; [`EtcdError::Refused`] as soon as etcd refuses the login; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
     /// within [`connect_timeout`](EtcdOptions::connect_timeout).
     pub async fn connect(options: EtcdOptions) -> Result<Self, EtcdError> {
         let deadline = far(Instant::now(), options.connect_timeout);
         let etcd = Self::connect_lazy(options)?;
         match etcd.until_answered(deadline).await {
             Ok(()) => Ok(etcd),
+            Err(error) if error.is_refusal() => {
+                let (host, cause) = error.into_parts();
+                Err(EtcdError::Refused { host, cause })
+            }
             Err(error) => Err(EtcdError::Unreachable {
                 hosts: Hosts(etcd.hosts()).to_string(),
                 cause: error.to_string(),
@@ -85,15 +119,20 @@ impl Etcd {
     ///
     /// Only bad input: see [`EtcdError`].
     pub fn connect_lazy(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let Checked { hosts, namespace } = options.check()?;
-        let hosts: Arc<[Address]> = hosts.into();
+        let Checked { hosts, user, namespace, transport } = options.check()?;
         let report = Arc::new(Report::new());
+        if user.is_some() && transport.is_plain() {
+            tracing::warn!(hosts = %Hosts(&hosts), "the password will be sent to etcd in plaintext");
+        }
+        let login = user.map(|user| Arc::new(Login::new(user, Arc::clone(&report))));
+        let cluster = Arc::new(Cluster { hosts, login, transport });
         let session = Session {
-            kv: Lane::new(Arc::clone(&hosts), Some(Arc::clone(&report))),
-            leases: Lane::new(hosts, None),
+            kv: Lane::new(Arc::clone(&cluster), Some(Arc::clone(&report))),
+            leases: Lane::new(cluster, None),
             namespace,
             report,
-            discoveries: discovery::Shared::default(),
+            discoveries: Sources::default(),
+            values: Sources::default(),
         };
         Ok(Self { session: Arc::new(session) })
     }
@@ -119,8 +158,13 @@ impl Etcd {
     }
 
     /// The instances of `service`, now and from now on; all who follow one service share one watch
-    pub(crate) fn follow(&self, service: &ServiceName) -> Subscription {
-        self.session.discoveries.follow(service, self.kv())
+    pub(crate) fn follow(&self, service: &ServiceName) -> Subscription<InstanceSet> {
+        self.session.discoveries.subscribe(service, || discovery::source(service, self.kv()))
+    }
+
+    /// The value of `key`, now and from now on; all who follow one key share one watch
+    fn follow_value(&self, key: &ValueKey) -> Subscription<Latest> {
+        self.session.values.subscribe(key, || value::source(key, self.kv()))
     }
 
     pub(crate) fn kv(&self) -> &Lane {
@@ -170,12 +214,45 @@ pub enum EtcdError {
     /// `CALLSIGN_ETCD` is not text: correct it
     #[error("CALLSIGN_ETCD is not UTF-8")]
     NotUnicode,
-    /// A host asks for TLS, which is not supported yet: use `http://`
-    #[error("etcd host {host} asks for https, which is not supported yet")]
+    /// A host asks for TLS, and callsign was built without it: enable its feature `tls`
+    #[error("etcd host {host} asks for https: callsign has to be built with the feature `tls`")]
     Https {
         /// The host
         host: Address,
     },
+    /// A host asks for plaintext where the rest, or the settings, ask for TLS: say the same of all
+    #[error("etcd host {host} asks for http, others or the settings for TLS")]
+    Mixed {
+        /// The host
+        host: Address,
+    },
+    /// The settings for TLS make no sense, or a file in them cannot be used: correct them
+    #[cfg(feature = "tls")]
+    #[error("bad TLS settings for etcd: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// User and password cannot be those: correct them. They are not shown
+    #[error("bad user and password for etcd: {reason}")]
+    Login {
+        /// What is wrong with them
+        reason: &'static str,
+    },
+    /// Nothing is called so: see [`EtcdOptions`] for what is
+    #[error("etcd has no option \"{option}\" here")]
+    UnknownOption {
+        /// The option, escaped
+        option: String,
+    },
+    /// An option has a value that it cannot have: correct it
+    #[error("bad value of the etcd option \"{option}\": {reason}")]
+    BadOption {
+        /// The option
+        option: String,
+        /// What is wrong with its value
+        reason: &'static str,
+    },
+    /// TLS is required and not asked for: use `https://` hosts, or settings for TLS
+    #[error("etcd would be used in plaintext, and TLS is required")]
+    Plaintext,
     /// The namespace cannot stand before a key: correct it
     #[error("bad namespace \"{namespace}\": {reason}")]
     Namespace {
@@ -183,6 +260,14 @@ pub enum EtcdError {
         namespace: String,
         /// What is wrong with it
         reason: &'static str,
+    },
+    /// etcd answered and refused: user or password are wrong, or may not do what is asked
+    #[error("etcd {host} refused: {cause}")]
+    Refused {
+        /// The host
+        host: Address,
+        /// What etcd said
+        cause: String,
     },
     /// No host answered in time: see the cause, then check the hosts
     #[error("no etcd host of {hosts} answered: {cause}")]

@@ -31,15 +31,17 @@
 //! | --- | --- |
 //! | [`channel`] | [`EtcdChannel`] and [`Channel`]: the client |
 //! | [`server`] | [`Serve`]: bind, register, serve, drain |
-//! | [`etcd`] | [`Etcd`], the session; registration and discovery, for those who assemble |
+//! | [`etcd`] | [`Etcd`], the session; registration, discovery and typed values, for those who assemble |
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
-//! | [`instance`] | [`Instance`] and [`Address`] |
+//! | [`instance`] | [`Instance`], its [`Address`] and [`Metadata`], and how it is written in etcd |
+//! | `tls` | `Tls`: whom to trust, who we are (feature `tls`) |
 //!
 //! # Features
 //!
 //! `etcd` and `server` are on by default; `etcd` needs `protoc` at build time. Without them a [`Channel`] balances over
-//! static lists and any [`tower::discover::Discover`].
+//! static lists and any [`tower::discover::Discover`]. `tls` is off by default: connections to etcd over TLS, by rustls and
+//! ring.
 
 pub mod channel;
 #[cfg(feature = "server")]
@@ -49,6 +51,8 @@ pub mod discover;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod instance;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub use callsign_core::policy;
 
 mod connection;
@@ -58,6 +62,9 @@ mod replay;
 
 mod error;
 
+#[cfg(all(test, feature = "etcd"))]
+mod fuzz;
+
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
@@ -66,8 +73,12 @@ pub use crate::channel::{
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{
     Etcd, EtcdError, EtcdOptions, SessionState,
-    registration::{RegisterError, Registration, RegistrationState},
+    registration::{PauseError, RegisterError, Registration, RegistrationState},
 };
-pub use crate::instance::{Address, Instance};
+#[cfg(feature = "etcd")]
+pub use crate::instance::Layout;
+pub use crate::instance::{Address, Instance, Metadata};
 #[cfg(feature = "server")]
 pub use crate::server::{Serve, ServeError, ServeRegistered};
+#[cfg(feature = "tls")]
+pub use crate::tls::{Tls, TlsError};

@@ -6,8 +6,23 @@
 //!
 //! The order is: bind, serve, register ... signal, deregister, wait until clients have noticed, GOAWAY, drain, close what
 //! is left. A rolling restart under load loses no call.
+//!
+//! # Health
+//!
+//! A server that says by gRPC's health protocol that it does not serve should get no calls from those who do not ask. The
+//! health service is yours to add; [`Serve::health`] couples its reporter to the registration:
+//!
+//! ```no_run
+//! # use tonic::transport::Server;
+//! # async fn example(mut server: Server) -> Result<(), callsign::ServeError> {
+//! let (reporter, health) = tonic_health::server::health_reporter();
+//! let router = server.add_service(health); // .add_service(GreeterServer::new(Hello))
+//! callsign::Serve::new("hello.rpc").health(reporter).run(router).await
+//! # }
+//! ```
 
 mod advertise;
+mod health;
 mod incoming;
 mod plan;
 mod signal;
@@ -15,8 +30,9 @@ mod signal;
 use std::{fmt, future::Future, io, pin::Pin, time::Duration};
 
 use http::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tonic::{body::Body, service::Routes, transport::server::Router};
+use tonic_health::server::HealthReporter;
 use tower::{BoxError, Layer};
 use tower_service::Service;
 
@@ -27,8 +43,11 @@ pub use self::{
     signal::stop_signal,
 };
 use crate::{
-    etcd::{Etcd, EtcdError, registration::RegisterError},
-    instance::Address,
+    etcd::{
+        Etcd, EtcdError,
+        registration::{Form, RegisterError, RegistrationState},
+    },
+    instance::{Address, Layout},
 };
 
 /// Serves a tonic `Router` as an instance of a service
@@ -114,9 +133,13 @@ impl Serve {
             etcd: None,
             id: None,
             ttl: None,
+            form: Form::default(),
             notice: Duration::from_secs(1),
             drain: Duration::from_secs(5),
             fail_fast: false,
+            health: None,
+            health_services: Vec::new(),
+            state: watch::Sender::new(RegistrationState::Granting { cause: None }),
         };
         Self { plan, listen: Listen::Address("0.0.0.0:0".to_owned()), shutdown: None }
     }
@@ -159,6 +182,37 @@ impl Serve {
         self
     }
 
+    /// How the instance is written in etcd; see
+    /// [`RegistrationBuilder::layout`](crate::etcd::registration::RegistrationBuilder::layout)
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.plan.form.layout = layout;
+        self
+    }
+
+    /// How much of the load it wants, in proportion to the others; 1 by default. Metadata needs [`Layout::Grpc`]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.plan.form.weight(weight);
+        self
+    }
+
+    /// Where it runs, for clients that prefer what is near
+    pub fn zone(mut self, zone: impl AsRef<str>) -> Self {
+        self.plan.form.zone(zone.as_ref());
+        self
+    }
+
+    /// Which version of the program it is
+    pub fn version(mut self, version: impl AsRef<str>) -> Self {
+        self.plan.form.version(version.as_ref());
+        self
+    }
+
+    /// A free pair for those who read the instance; for the bounds see [`Metadata`](crate::Metadata)
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.plan.form.pair(key.as_ref(), value.as_ref());
+        self
+    }
+
     /// How long clients have to notice that the server has left, before it tells them itself; 1 s by default
     pub fn notice(mut self, notice: Duration) -> Self {
         self.plan.notice = notice;
@@ -177,6 +231,53 @@ impl Serve {
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.plan.fail_fast = fail_fast;
         self
+    }
+
+    /// Registered only while `reporter` says that the server serves
+    ///
+    /// What counts is the overall service `""` and each [`health_service`](Self::health_service): while one of them is not
+    /// `SERVING` the registration is [paused](RegistrationState::Paused), from the start if it is so at the start. At the end
+    /// all of them are set to `NOT_SERVING`, as the server deregisters. A service without a status, cleared or never set,
+    /// has no say.
+    ///
+    /// Calls from clients that have not noticed yet are served all the same. The health service itself is added to the
+    /// router by you: see the [module's](self#health) example.
+    pub fn health(mut self, reporter: HealthReporter) -> Self {
+        self.plan.health = Some(reporter);
+        self
+    }
+
+    /// Another service by whose [`health`](Self::health) the registration goes, `pb.Greeter` for example
+    ///
+    /// Generated code has the name as `greeter_server::SERVICE_NAME`. Can be given several times.
+    pub fn health_service(mut self, name: impl Into<String>) -> Self {
+        self.plan.health_services.push(name.into());
+        self
+    }
+
+    /// Where the registration stands, and each change, while and after the server runs
+    ///
+    /// What is to happen when the server has registered and when it leaves hangs on this:
+    ///
+    /// ```no_run
+    /// # use callsign::{RegistrationState, Serve, ServeError};
+    /// # async fn example(router: tonic::transport::server::Router) -> Result<(), ServeError> {
+    /// let serve = Serve::new("hello.rpc").listen("0.0.0.0:9090");
+    /// let mut state = serve.state();
+    /// tokio::spawn(async move {
+    ///     let registered = |state: &RegistrationState| matches!(state, RegistrationState::Registered { .. });
+    ///     if state.wait_for(registered).await.is_ok() {
+    ///         println!("clients find this server");
+    ///     }
+    ///     if state.wait_for(|state| *state == RegistrationState::Deregistered).await.is_ok() {
+    ///         println!("clients are told to go elsewhere");
+    ///     }
+    /// });
+    /// serve.run(router).await
+    /// # }
+    /// ```
+    pub fn state(&self) -> watch::Receiver<RegistrationState> {
+        self.plan.state.subscribe()
     }
 
     /// Stops when `shutdown` completes, instead of on ctrl-c and SIGTERM, which are then left alone

@@ -5,8 +5,12 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// Every measurement: a program of the package `callsign-benches`.
-const BENCHES: [(&str, &str); 2] = [
+const BENCHES: [(&str, &str); 3] = [
     ("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel"),
+    (
+        "discovery",
+        "from a put to the update beside a bare etcd watch; 10 000 instances: list, change, memory",
+    ),
     ("embedded", "start, puts, watchers and leases: etcd-embedded beside a real etcd"),
 ];
 

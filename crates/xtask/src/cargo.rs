@@ -5,7 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
 };
 
 use crate::{Result, program};
@@ -23,26 +23,28 @@ pub(crate) fn run_with<A: AsRef<OsStr>>(
     let (mut cargo, line) = command(arguments)?;
     let status =
         cargo.envs(variables).status().map_err(|error| format!("`{line}` does not start: {error}"))?;
-    ended(&line, status)
+    if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
 }
 
-/// The same, and each line of its output is read as it comes
+/// The same, and hands each line of its stdout on, which is shown as well
 pub(crate) fn run_read<A: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = A>,
-    variables: impl IntoIterator<Item = (&'static str, &'static str)>,
+    variables: impl IntoIterator<Item = (&'static str, impl AsRef<OsStr>)>,
     mut on_line: impl FnMut(&str),
 ) -> Result {
     let (mut cargo, line) = command(arguments)?;
-    let spawned = cargo.envs(variables).stdout(Stdio::piped()).spawn();
-    let mut child = spawned.map_err(|error| format!("`{line}` does not start: {error}"))?;
-    let output = child.stdout.take().ok_or("its output is piped")?;
-    for output in BufReader::new(output).split(b'\n') {
-        on_line(&String::from_utf8_lossy(&output?));
+    let mut child = cargo
+        .envs(variables)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("`{line}` does not start: {error}"))?;
+    // Ends when cargo and the tests have: nothing else holds the other end.
+    for said in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let said = said?;
+        println!("{said}");
+        on_line(&said);
     }
-    ended(&line, child.wait()?)
-}
-
-fn ended(line: &str, status: ExitStatus) -> Result {
+    let status = child.wait()?;
     if status.success() { Ok(()) } else { Err(format!("`{line}` failed: {status}").into()) }
 }
 

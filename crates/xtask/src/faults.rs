@@ -25,10 +25,7 @@ pub(crate) fn run(arguments: &[OsString]) -> Result {
     let ran = cargo::run_read(
         ["test", "--workspace", "--test", "faults", "--", "--ignored", AT_A_TIME],
         [("CALLSIGN_TEST_ETCD", "real"), ("CALLSIGN_REQUIRE_ETCD", "1"), ("CALLSIGN_FAULTS", form)],
-        |line| {
-            rows.on_line(line);
-            println!("{line}");
-        },
+        |line| rows.on_line(line),
     );
     println!("figure fault_rows_passed {}", rows.passed());
     ran?;

@@ -9,6 +9,7 @@ mod demo;
 mod etcd;
 mod family;
 mod faults;
+mod fuzz;
 mod ports;
 mod program;
 mod reaper;
@@ -29,6 +30,7 @@ usage: cargo xtask TASK
                         where no etcd is on PATH, everything on the embedded one
   faults [--all]        every fault of etcd that is known, each beside servers under load, on three real members:
                         about 4 minutes; with --all the long forms, about 15
+  fuzz                  a million random bad inputs for everything that reads keys, values, addresses and targets
   bench NAME [--quick]  one measurement; without a name: the list of them
 
 Environment:
@@ -36,6 +38,8 @@ Environment:
                         without it, the `etcd` on PATH is started in a temporary directory, or else the embedded one
   CALLSIGN_TEST_ETCD    `real` or `embedded`: the tests run once, on that one
   CALLSIGN_REQUIRE_ETCD `1` makes it an error for the tests that etcd or etcdctl is missing
+  CALLSIGN_FUZZ_INPUTS  how many inputs `fuzz` makes for each reader
+  CALLSIGN_FUZZ_SEED    makes the same inputs again; `fuzz` says which it used
   PROTOC                the protobuf compiler; without it, `protoc` on PATH or else a bundled one";
 
 /// Tasks fail with a text for the person in front of the terminal: nobody handles these errors.
@@ -68,6 +72,8 @@ fn run() -> Result {
         Some("run") => run::run(&rest),
         Some("test") => test::run(&rest),
         Some("faults") => faults::run(&rest),
+        Some("fuzz") if rest.is_empty() => fuzz::run(),
+        Some("fuzz") => Err("fuzz takes no arguments".into()),
         Some("bench") => bench::run(rest),
         _ => Err(format!("no task {}\n\n{USAGE}", task.display()).into()),
     }

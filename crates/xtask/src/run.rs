@@ -5,12 +5,20 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// What a person would run; the demo has its own client.
-const BINS: [(&str, &str); 2] = [
+const BINS: [(&str, &str); 4] = [
     (
         "hello_server",
         "a greeting server that registers itself: [--listen 127.0.0.1:9090] [--service hello.rpc]",
     ),
     ("hello_client", "calls it by its name, steadily: [--service hello.rpc] [--name World] [--rate 5]"),
+    (
+        "registry",
+        "registers, lists, watches until ctrl-c, deregisters: [--service hello.rpc] [--address 127.0.0.1:9090]",
+    ),
+    (
+        "live_config",
+        "greets as a value in etcd says; with options, puts that value: [--greeting Hello] [--every-ms 1000]",
+    ),
 ];
 
 pub(crate) fn run(arguments: &[OsString]) -> Result {

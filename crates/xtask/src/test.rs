@@ -8,7 +8,7 @@ use crate::{Result, cargo, program};
 const CHOICE: &str = "CALLSIGN_TEST_ETCD";
 
 /// Suites in which etcd plays a part of its own: they show that the embedded one can stand for it.
-const REGISTRY: [&str; 5] = ["registration", "discovery", "server", "registry", "empty"];
+const REGISTRY: [&str; 6] = ["registration", "discovery", "formats", "server", "registry", "empty"];
 
 /// They wait more than they work, and an embedded etcd is up at once.
 const AT_A_TIME: &str = "--test-threads=8";

@@ -1,13 +1,20 @@
 //! A server process of the suites: the greeter and the echo service, with knobs
 
-use std::{error::Error, io::Read, time::Duration};
+use std::{error::Error, time::Duration};
 
-use callsign::Serve;
+use callsign::{RegistrationState, Serve};
 use callsign_tests::service::{Calls, Hello, router};
 use lexopt::prelude::*;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic_health::{
+    ServingStatus,
+    server::{HealthReporter, HealthService},
+};
 
 struct Options {
     listen: String,
@@ -16,6 +23,9 @@ struct Options {
     max_connection_age: Option<Duration>,
     window: Option<u32>,
     ttl: Option<Duration>,
+    id: Option<i64>,
+    /// What the health service says at first; none without it
+    health: Option<ServingStatus>,
 }
 
 impl Options {
@@ -27,6 +37,8 @@ impl Options {
             max_connection_age: None,
             window: None,
             ttl: None,
+            id: None,
+            health: None,
         };
         let mut arguments = lexopt::Parser::from_env();
         while let Some(argument) = arguments.next()? {
@@ -39,6 +51,11 @@ impl Options {
                 }
                 Long("window") => options.window = Some(arguments.value()?.parse()?),
                 Long("ttl") => options.ttl = Some(Duration::from_secs(arguments.value()?.parse()?)),
+                Long("id") => options.id = Some(arguments.value()?.parse()?),
+                Long("health") => {
+                    options.health =
+                        Some(arguments.value()?.parse_with(|value| status(value).ok_or("no status"))?);
+                }
                 other => return Err(other.unexpected()),
             }
         }
@@ -46,9 +63,17 @@ impl Options {
     }
 }
 
+fn status(value: &str) -> Option<ServingStatus> {
+    match value {
+        "serving" => Some(ServingStatus::Serving),
+        "not-serving" => Some(ServingStatus::NotServing),
+        _ => None,
+    }
+}
+
 #[tokio::main(worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn Error>> {
-    end_with_parent();
+    let told = end_with_parent();
     let options = Options::parse()?;
     let listener = TcpListener::bind(&options.listen).await?;
     let address = listener.local_addr()?;
@@ -58,7 +83,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if let Some(age) = options.max_connection_age {
         server = server.max_connection_age(age);
     }
-    let router = router(server, Hello { name: address.to_string(), delay: options.delay }, &Calls::default());
+    let hello = Hello { name: address.to_string(), delay: options.delay };
+    let mut router = router(server, hello, &Calls::default());
+    let reporter = HealthReporter::new();
+    if let Some(status) = options.health {
+        reporter.set_service_status("", status).await;
+        let service = HealthService::from_health_reporter(reporter.clone());
+        router = router.add_service(tonic_health::pb::health_server::HealthServer::new(service));
+        tokio::spawn(report(reporter.clone(), told));
+    }
     println!("listening {address}");
     let Some(service) = options.service else {
         return Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?);
@@ -67,14 +100,54 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if let Some(ttl) = options.ttl {
         serve = serve.ttl(ttl);
     }
-    Ok(serve.run(router).await?)
+    if let Some(id) = options.id {
+        serve = serve.id(id);
+    }
+    if options.health.is_some() {
+        serve = serve.health(reporter);
+    }
+    let printed = tokio::spawn(print(serve.state()));
+    serve.run(router).await?;
+    Ok(printed.await?)
 }
 
-/// Ends this process when the test that started it is gone, however it went
-fn end_with_parent() {
-    std::thread::spawn(|| {
-        let mut parent = std::io::stdin();
-        while parent.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
+/// Prints each state of the registration as a line `registration <state>`, to the last
+async fn print(mut state: watch::Receiver<RegistrationState>) {
+    loop {
+        let line = match &*state.borrow_and_update() {
+            RegistrationState::Granting { cause: None } => "granting".to_owned(),
+            RegistrationState::Granting { cause: Some(cause) } => format!("granting: {cause}"),
+            RegistrationState::Registered { lease, .. } => format!("registered {lease:x}"),
+            RegistrationState::Lost { cause } => format!("lost {cause:?}"),
+            RegistrationState::Paused => "paused".to_owned(),
+            RegistrationState::Deregistered => "deregistered".to_owned(),
+            other => format!("{other:?}"),
+        };
+        println!("registration {line}");
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reports the health that it is told
+async fn report(reporter: HealthReporter, mut told: mpsc::UnboundedReceiver<String>) {
+    while let Some(line) = told.recv().await {
+        if let Some(status) = status(&line) {
+            reporter.set_service_status("", status).await;
+        }
+    }
+}
+
+/// Ends this process when the test that started it is gone, however it went; passes on the lines that it says
+fn end_with_parent() -> mpsc::UnboundedReceiver<String> {
+    let (sender, lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            // Without a health service nobody listens.
+            let _ = sender.send(line);
+        }
         std::process::exit(1);
     });
+    lines
 }

@@ -11,7 +11,7 @@ use crate::wait;
 /// A busy machine may take its time; one that takes this long hangs.
 const ANSWERED: Duration = Duration::from_secs(20);
 
-/// Who may do anything once [`EtcdProcess::enable_auth`] was called
+/// Who may do anything once [`EtcdProcess::enable_auth`] was called, and the password
 const ROOT: &str = "root";
 
 impl EtcdProcess {
@@ -56,8 +56,7 @@ impl EtcdProcess {
 
     /// The same once authentication is enabled
     pub async fn leases_as_root(&self) -> Vec<i64> {
-        let options = ConnectOptions::new().with_user(ROOT, ROOT);
-        self.ask(Some(options), leases).await
+        self.as_root(leases).await
     }
 
     /// Ends a lease, and its keys
@@ -73,6 +72,14 @@ impl EtcdProcess {
             client.compact(now, None).await.map(drop)
         })
         .await;
+    }
+
+    /// Does as told as root, once authentication is enabled
+    pub async fn as_root<T: Send + 'static>(
+        &self,
+        request: impl AsyncFn(Client) -> Result<T, Error> + Send + 'static,
+    ) -> T {
+        self.ask(Some(ConnectOptions::new().with_user(ROOT, ROOT)), request).await
     }
 
     /// From now on only root may do anything but ask for leases

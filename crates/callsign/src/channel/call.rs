@@ -32,9 +32,11 @@ pub(super) async fn call(channel: Arc<Inner>, request: Request<Body>) -> Result<
     let Inner { shared, options, .. } = &*channel;
     let told = grpc_timeout(request.headers());
     let timeout = told.into_iter().chain(options.timeout(request.uri().path())).min();
+    let Some(timeout) = timeout else { return Call::new(request, None, options).run(shared).await };
+    let now = Instant::now();
+    let told = told.map(|timeout| Told { timeout, deadline: far(now, timeout) });
     let mut call = Call::new(request, told, options);
-    let Some(timeout) = timeout else { return call.run(shared).await };
-    match timeout_at(far(Instant::now(), timeout), call.run(shared)).await {
+    match timeout_at(far(now, timeout), call.run(shared)).await {
         Ok(result) => result,
         Err(_) => Err(error::deadline_exceeded(shared.service(), timeout, call.sent_to.as_deref())),
     }
@@ -60,8 +62,7 @@ struct Call {
 }
 
 impl Call {
-    fn new(mut request: Request<Body>, told: Option<Duration>, options: &CallOptions) -> Self {
-        let told = told.map(|timeout| Told { timeout, deadline: far(Instant::now(), timeout) });
+    fn new(mut request: Request<Body>, told: Option<Told>, options: &CallOptions) -> Self {
         let wait_for_ready = request.extensions_mut().remove::<WaitForReady>().is_some();
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
         Self { outgoing: Outgoing::new(request), wait_for_ready, told, sent_to: None }

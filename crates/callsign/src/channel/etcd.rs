@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::{
     Channel, EndpointInfo, Settings, SettingsError, Updates, call_settings,
-    target::{Target, TargetError},
+    target::{Target, TargetError, redacted},
 };
 use crate::{
     discover::{EtcdDiscover, ServiceError, fixed},
@@ -25,6 +25,9 @@ use crate::{
 ///
 /// Every tonic-generated client takes it, also inside `tokio::spawn` and with interceptors. Clones are cheap and share
 /// everything; the last clone's drop ends it, as with [`Channel`].
+///
+/// An etcd that forgets its instances does not take the servers away: see
+/// [`hold_window`](EtcdChannelBuilder::hold_window).
 ///
 /// ```no_run
 /// use callsign::EtcdChannel;
@@ -62,7 +65,8 @@ pub enum ConnectError {
 
 impl EtcdChannel {
     /// Connects to a service: by its name (`hello.rpc`, etcd from the environment), by
-    /// `etcd:///h1:2379,h2:2379?key=hello.rpc`, or to fixed addresses by `direct:///h1:9090,h2:9091`
+    /// `etcd:///h1:2379,h2:2379?key=hello.rpc` (with more options if need be, as in [`EtcdOptions`]), or to fixed
+    /// addresses by `direct:///h1:9090,h2:9091`
     ///
     /// # Errors
     ///
@@ -86,7 +90,7 @@ impl EtcdChannel {
             target: target.as_ref().to_owned(),
             etcd: None,
             connect_timeout: CONNECT_TIMEOUT,
-            settings: Settings::default(),
+            settings: Settings { hold_window: HOLD_WINDOW, ..Settings::default() },
         }
     }
 
@@ -128,6 +132,9 @@ impl Service<Request<Body>> for EtcdChannel {
 
 /// Time for [`EtcdChannel::connect`] in all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The default TTL of a registration: leases that end for one reason have all ended by then.
+const HOLD_WINDOW: Duration = Duration::from_secs(15);
 
 /// Settings of an [`EtcdChannel`]
 #[must_use = "a builder does nothing until it connects"]
@@ -189,18 +196,18 @@ impl EtcdChannelBuilder {
     /// The channel, and where its endpoints are looked for, as part of a message
     fn build(self) -> Result<(EtcdChannel, String), ConnectError> {
         let Self { target, etcd, mut settings, .. } = self;
-        let (hosts, service) = match target.parse()? {
-            Target::Etcd { hosts, service } => (hosts, service),
+        let (options, service) = match target.parse()? {
+            Target::Etcd { options, service } => (options, service),
             Target::Direct(addresses) => {
                 settings.service = target;
                 let channel = settings.build(fixed(addresses))?;
                 return Ok((EtcdChannel { channel }, String::new()));
             }
         };
-        let etcd = match etcd {
-            Some(etcd) if hosts.is_empty() => etcd,
-            _ if hosts.is_empty() => Etcd::connect_lazy(EtcdOptions::from_env())?,
-            _ => Etcd::connect_lazy(EtcdOptions::new(hosts))?,
+        let etcd = match (options, etcd) {
+            (Some(options), _) => Etcd::connect_lazy(*options)?,
+            (None, Some(etcd)) => etcd,
+            (None, None) => Etcd::connect_lazy(EtcdOptions::from_env())?,
         };
         let place = format!(", etcd at {}", Hosts(etcd.hosts()));
         let discover = EtcdDiscover::new(&etcd, service.as_str())?;
@@ -214,6 +221,6 @@ impl EtcdChannelBuilder {
 
 impl fmt::Debug for EtcdChannelBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdChannelBuilder").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("EtcdChannelBuilder").field("target", &redacted(&self.target)).finish_non_exhaustive()
     }
 }

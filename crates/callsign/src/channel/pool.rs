@@ -1,48 +1,36 @@
 //! The task behind a channel: follows discovery, keeps endpoints, publishes who is ready
 
 use std::{
-    collections::{BTreeMap, HashMap},
     convert::Infallible,
     future::{Future, poll_fn},
     hash::Hash,
     pin::Pin,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
 };
 
-use callsign_core::load::Load;
-use http::uri::Authority;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, Sleep, sleep_until},
+};
 use tower::{
     BoxError,
     discover::{Change, Discover},
 };
 
-use super::shared::{Entry, Shared};
-use crate::{
-    connection,
-    endpoint::{self, Endpoint, EndpointState, Event, Handle},
-    instance::{Address, Instance},
-};
-
-/// What the pool needs to make endpoints
-#[derive(Debug)]
-pub(super) struct EndpointConfig {
-    pub(super) connection: connection::Config,
-    /// Instead of each endpoint's address.
-    pub(super) authority: Option<Authority>,
-}
+use super::{members::Members, shared::Shared};
+use crate::{endpoint::Event, instance::Instance};
 
 /// The one writer of a channel's set of endpoints
 pub(super) struct Pool<D: Discover> {
     discover: Option<D>,
-    handles: HashMap<D::Key, (Address, Handle)>,
-    config: EndpointConfig,
+    members: Members<D::Key>,
     shared: Arc<Shared>,
     events: mpsc::UnboundedReceiver<Event>,
     /// For new endpoints.
     reporter: mpsc::UnboundedSender<Event>,
-    next_number: u64,
+    /// Set while removed endpoints keep their connections: one for all of them.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// One thing that happened
@@ -52,6 +40,8 @@ enum News<K> {
     Frozen,
     Failed(BoxError),
     Endpoint(Event),
+    /// The time of a removed endpoint is over.
+    Due,
 }
 
 impl<D> Pool<D>
@@ -60,17 +50,9 @@ where
     D::Key: Hash + Eq,
     D::Error: Into<BoxError>,
 {
-    pub(super) fn new(discover: D, config: EndpointConfig, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(discover: D, members: Members<D::Key>, shared: Arc<Shared>) -> Self {
         let (reporter, events) = mpsc::unbounded_channel();
-        Self {
-            discover: Some(discover),
-            handles: HashMap::new(),
-            config,
-            shared,
-            events,
-            reporter,
-            next_number: 0,
-        }
+        Self { discover: Some(discover), members, shared, events, reporter, timer: None }
     }
 
     /// Runs until the channel's last handle is gone; then every endpoint drains by itself
@@ -98,10 +80,14 @@ where
         }
     }
 
-    fn poll_news(&mut self, cx: &mut std::task::Context<'_>) -> Poll<News<D::Key>> {
+    fn poll_news(&mut self, cx: &mut Context<'_>) -> Poll<News<D::Key>> {
         // Endpoints first: calls wait for them.
         if let Poll::Ready(Some(event)) = self.events.poll_recv(cx) {
             return Poll::Ready(News::Endpoint(event));
+        }
+        if self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+            self.timer = None;
+            return Poll::Ready(News::Due);
         }
         let Some(discover) = &mut self.discover else { return Poll::Pending };
         Pin::new(discover).poll_discover(cx).map(|change| match change {
@@ -116,54 +102,42 @@ where
 
     /// Applies everything, publishes once, and only then tells those who listen
     fn apply(&mut self, batch: &mut Vec<News<D::Key>>) {
-        let shared = Arc::clone(&self.shared);
+        let Self { members, shared, reporter, .. } = self;
+        let service = shared.service();
+        let now = Instant::now().into_std();
         let mut book = shared.book();
         for news in batch.drain(..) {
             match news {
-                News::Changed(Change::Insert(key, instance)) => self.insert(key, instance, &mut book.entries),
-                News::Changed(Change::Remove(key)) => drop(self.handles.remove(&key)),
+                News::Changed(Change::Insert(key, instance)) => {
+                    members.insert(key, instance, &mut book, reporter, now);
+                }
+                News::Changed(Change::Remove(key)) => members.remove(&key, &mut book, now),
                 News::Frozen => {
-                    tracing::info!(
-                        service = shared.service(),
-                        "discovery has ended: the set of endpoints is frozen"
-                    );
+                    tracing::info!(service, "discovery has ended: the set of endpoints is frozen");
                 }
                 News::Failed(error) => {
-                    tracing::warn!(service = shared.service(), %error, "discovery reports an error; the set stays");
+                    tracing::warn!(service, %error, "discovery reports an error; the set stays");
                 }
                 News::Endpoint(event) => book.on_event(event),
+                // That is for `settle`.
+                News::Due => {}
             }
         }
+        members.settle(service, &mut book, now);
         shared.publish(book);
+        self.arm();
     }
 
-    fn insert(&mut self, key: D::Key, instance: Instance, entries: &mut BTreeMap<u64, Entry>) {
-        if instance.address.is_https() {
-            // Going on in plaintext would be a silent downgrade.
-            return tracing::warn!(address = %instance.address, "TLS is not supported yet: instance skipped");
-        }
-        match self.handles.get(&key) {
-            Some((address, handle)) if *address == instance.address => return handle.renew(),
-            // Another address under the same key is another endpoint; the old one drains when its handle is replaced.
-            _ => {}
-        }
-        let authority = match &self.config.authority {
-            Some(authority) => authority.clone(),
-            None => match Authority::try_from(instance.address.authority()) {
-                Ok(authority) => authority,
-                Err(error) => {
-                    let address = instance.address;
-                    return tracing::warn!(%address, %error, "not a valid authority: instance skipped");
-                }
-            },
+    fn arm(&mut self) {
+        let Some(due) = self.members.due().map(Instant::from_std) else {
+            self.timer = None;
+            return;
         };
-        let number = self.next_number;
-        self.next_number += 1;
-        let address = instance.address.clone();
-        let endpoint = Arc::new(Endpoint { number, address, authority, load: Arc::new(Load::default()) });
-        entries.insert(number, Entry::new(Arc::clone(&endpoint)));
-        let handle = endpoint::spawn(endpoint, self.config.connection.clone(), self.reporter.clone());
-        self.handles.insert(key, (instance.address, handle));
+        match &mut self.timer {
+            Some(timer) if timer.deadline() == due => {}
+            Some(timer) => timer.as_mut().reset(due),
+            None => self.timer = Some(Box::pin(sleep_until(due))),
+        }
     }
 }
 
@@ -176,9 +150,3 @@ impl<D: Discover> Drop for Pool<D> {
 
 /// News applied at once: bounds the time in which nothing is published.
 const BATCH: usize = 4096;
-
-impl Entry {
-    fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, state: EndpointState::Idle, sender: None, cause: None }
-    }
-}

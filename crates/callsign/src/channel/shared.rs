@@ -58,37 +58,92 @@ pub(super) struct Book {
 }
 
 pub(super) struct Entry {
-    pub(super) endpoint: Arc<Endpoint>,
-    pub(super) state: EndpointState,
-    pub(super) sender: Option<Sender>,
-    pub(super) cause: Option<Arc<str>>,
+    endpoint: Arc<Endpoint>,
+    standing: Standing,
+    /// As its task sees it, which knows nothing of discovery.
+    state: EndpointState,
+    /// While the task says that it is ready.
+    sender: Option<Sender>,
+    cause: Option<Arc<str>>,
+}
+
+/// What discovery says of an endpoint, and what the channel makes of that
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Listed,
+    /// Removed, and used for as long as it answers.
+    Held,
+    /// Removed: no new calls, whether or not its connection is kept a while.
+    Leaving,
 }
 
 impl Book {
     pub(super) fn on_event(&mut self, event: Event) {
-        let Some(entry) = self.entries.get_mut(&event.endpoint) else { return };
-        entry.state = event.state;
-        entry.sender = event.sender;
-        entry.cause = event.cause.or_else(|| entry.cause.take());
-        let update = entry.update();
-        tracing::debug!(endpoint = %update.address, state = %update.state, cause = ?update.cause, "endpoint");
-        self.untold.push(update);
+        self.change(event.endpoint, |entry| {
+            entry.state = event.state;
+            entry.sender = event.sender;
+            entry.cause = event.cause.or_else(|| entry.cause.take());
+        });
         if event.state == EndpointState::Gone {
             self.entries.remove(&event.endpoint);
         }
     }
+
+    pub(super) fn set_standing(&mut self, endpoint: u64, standing: Standing) {
+        self.change(endpoint, |entry| entry.standing = standing);
+    }
+
+    /// Whether an endpoint answers, as far as its task has told
+    pub(super) fn answers(&self, endpoint: u64) -> bool {
+        self.entries.get(&endpoint).is_some_and(|entry| entry.sender.is_some())
+    }
+
+    /// Changes an entry; what others see of that will be told
+    fn change(&mut self, endpoint: u64, change: impl FnOnce(&mut Entry)) {
+        let Some(entry) = self.entries.get_mut(&endpoint) else { return };
+        let before = entry.update();
+        change(entry);
+        let update = entry.update();
+        if update == before {
+            return;
+        }
+        let EndpointUpdate { address, state, held, cause } = &update;
+        tracing::debug!(endpoint = %address, %state, held, ?cause, "endpoint");
+        self.untold.push(update);
+    }
 }
 
 impl Entry {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, standing: Standing::Listed, state: EndpointState::Idle, sender: None, cause: None }
+    }
+
+    /// What calls are sent with, if any are
+    fn in_use(&self) -> Option<&Sender> {
+        self.sender.as_ref().filter(|_| self.standing != Standing::Leaving)
+    }
+
+    fn is_held(&self) -> bool {
+        self.standing == Standing::Held && self.sender.is_some()
+    }
+
+    /// The state for those who look on: one that is removed and not held drains, whatever its task is at
+    fn state(&self) -> EndpointState {
+        let drains = self.standing != Standing::Listed && !self.is_held();
+        if drains && self.state != EndpointState::Gone { EndpointState::Draining } else { self.state }
+    }
+
     fn update(&self) -> EndpointUpdate {
-        let cause = self.cause.as_deref().filter(|_| self.state != EndpointState::Ready).map(str::to_owned);
-        EndpointUpdate { address: self.endpoint.address.clone(), state: self.state, cause }
+        let state = self.state();
+        let cause = self.cause.as_deref().filter(|_| state != EndpointState::Ready).map(str::to_owned);
+        EndpointUpdate { address: self.endpoint.address.clone(), state, held: self.is_held(), cause }
     }
 
     fn info(&self) -> EndpointInfo {
         EndpointInfo {
             address: self.endpoint.address.clone(),
-            state: self.state,
+            state: self.state(),
+            held: self.is_held(),
             in_flight: self.endpoint.load.in_flight(),
             started: self.endpoint.load.started(),
             last_error: self.cause.as_deref().map(str::to_owned),
@@ -148,7 +203,7 @@ impl Shared {
     pub(super) fn publish(&self, mut book: MutexGuard<'_, Book>) {
         let mut ready = Ready::default();
         for entry in book.entries.values() {
-            let Some(sender) = &entry.sender else { continue };
+            let Some(sender) = entry.in_use() else { continue };
             let (load, streams) = (Arc::clone(&entry.endpoint.load), Arc::clone(sender.streams()));
             ready.candidates.push(Candidate::new(entry.endpoint.number, load, streams));
             ready.targets.push((Arc::clone(&entry.endpoint), sender.clone()));
@@ -277,8 +332,10 @@ impl Shared {
         let described = book.entries.values().take(DESCRIBED).map(|entry| {
             let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})")).unwrap_or_default();
             // Ready on the books: the connection is lost and not yet published so, or its server allows no streams.
-            let full = if entry.state == EndpointState::Ready { ", but takes no calls now" } else { "" };
-            format!("{} is {}{full}{cause}", entry.endpoint.address, entry.state)
+            let state = entry.state();
+            let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
+            let held = if entry.is_held() { " and held" } else { "" };
+            format!("{} is {state}{held}{full}{cause}", entry.endpoint.address)
         });
         let more =
             if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };

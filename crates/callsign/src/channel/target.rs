@@ -2,19 +2,22 @@
 
 use std::str::FromStr;
 
-use crate::instance::{Address, AddressError};
+use crate::{
+    etcd::{EtcdError, EtcdOptions, text},
+    instance::{Address, AddressError},
+};
 
 /// A service to look up in etcd, or a list of addresses
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Target {
-    /// `hello.rpc`, or `etcd:///h1:2379,h2:2379?key=hello.rpc` with its own hosts
-    Etcd { hosts: Vec<String>, service: String },
+    /// `hello.rpc`, or `etcd:///h1:2379,h2:2379?key=hello.rpc` with the options of its own session
+    Etcd { options: Option<Box<EtcdOptions>>, service: String },
     /// `direct:///h1:9090,h2:9091`
     Direct(Vec<Address>),
 }
 
 /// Why a text is no target of a channel
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TargetError {
     /// There is no service name: give one, or `?key=` in an `etcd:///` target
@@ -34,6 +37,14 @@ pub enum TargetError {
         /// What is wrong with the address
         cause: AddressError,
     },
+    /// The hosts or options of an `etcd:///` target are wrong: correct them
+    #[error("target {target:?}: {cause}")]
+    Etcd {
+        /// The whole target
+        target: String,
+        /// What is wrong
+        cause: EtcdError,
+    },
     /// An address asks for TLS, which is not supported yet: use `http://` or no scheme
     #[error("target {0:?} asks for https, which is not supported yet")]
     Https(String),
@@ -47,12 +58,12 @@ impl FromStr for Target {
         match target.split_once(":///") {
             None if target.contains("://") => Err(TargetError::Scheme(shown())),
             None if target.trim().is_empty() => Err(TargetError::NoService(shown())),
-            None => Ok(Self::Etcd { hosts: Vec::new(), service: target.to_owned() }),
+            None => Ok(Self::Etcd { options: None, service: target.to_owned() }),
             Some(("direct", hosts)) => {
                 let parse = |host: &str| {
                     host.parse().map_err(|cause| TargetError::Address { target: shown(), cause })
                 };
-                let addresses: Vec<_> = listed(hosts).map(parse).collect::<Result<_, _>>()?;
+                let addresses: Vec<_> = text::listed(hosts).map(parse).collect::<Result<_, _>>()?;
                 if addresses.is_empty() {
                     return Err(TargetError::NoHosts(shown()));
                 }
@@ -63,68 +74,48 @@ impl FromStr for Target {
                 Ok(Self::Direct(addresses))
             }
             Some(("etcd", rest)) => {
-                let (hosts, query) = rest.split_once('?').unwrap_or((rest, ""));
-                let key = query.split('&').find_map(|pair| pair.strip_prefix("key="));
-                let service = key.map(unescape).filter(|key| !key.is_empty());
+                let (options, key) = text::parse(rest).map_err(|cause| match cause {
+                    EtcdError::NoHosts => TargetError::NoHosts(shown()),
+                    cause => TargetError::Etcd { target: shown(), cause },
+                })?;
+                let service = key.filter(|key| !key.is_empty());
                 let service = service.ok_or_else(|| TargetError::NoService(shown()))?;
-                let hosts: Vec<_> = listed(hosts).map(str::to_owned).collect();
-                if hosts.is_empty() {
-                    Err(TargetError::NoHosts(shown()))
-                } else {
-                    Ok(Self::Etcd { hosts, service })
-                }
+                Ok(Self::Etcd { options: Some(Box::new(options)), service })
             }
             Some(_) => Err(TargetError::Scheme(shown())),
         }
     }
 }
 
-fn listed(hosts: &str) -> impl Iterator<Item = &str> {
-    hosts.split(',').map(str::trim).filter(|host| !host.is_empty())
-}
-
 /// The target without what stands before an `@`: user and password
-fn redacted(target: &str) -> String {
-    match (target.find("://"), target.rfind('@')) {
-        (Some(start), Some(at)) if start < at => format!("{}***{}", &target[..start + 3], &target[at..]),
+pub(super) fn redacted(target: &str) -> String {
+    let start = target.find("://").map_or(0, |scheme| scheme + "://".len());
+    match target.rfind('@') {
+        Some(at) if start <= at => format!("{}***{}", &target[..start], &target[at..]),
         _ => target.to_owned(),
     }
-}
-
-/// `%2F` and the like as go-zero writes them; what is no escape stays as it is
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escaped = match (first, tail) {
-            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low),
-            _ => None,
-        };
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &tail[2..] } else { tail };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn etcd(hosts: &[&str], service: &str) -> Target {
-        Target::Etcd { hosts: hosts.iter().map(ToString::to_string).collect(), service: service.into() }
+    /// How the options are shown, and the service
+    fn etcd(target: &str) -> (Option<String>, String) {
+        match target.parse() {
+            Ok(Target::Etcd { options, service }) => (options.map(|options| format!("{options:?}")), service),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn three_forms_of_target() {
-        assert_eq!("hello.rpc".parse(), Ok(etcd(&[], "hello.rpc")));
-        assert_eq!("etcd:///a:1,b:2?key=hello.rpc".parse(), Ok(etcd(&["a:1", "b:2"], "hello.rpc")));
-        assert_eq!("etcd:///a:1?x=1&key=%2Fsvc%2fhello".parse(), Ok(etcd(&["a:1"], "/svc/hello")));
-        let direct = ["h1:9090".parse().unwrap(), "[::1]:9091".parse().unwrap()];
-        assert_eq!("direct:///h1:9090, [::1]:9091".parse(), Ok(Target::Direct(direct.into())));
+        assert_eq!(etcd("hello.rpc"), (None, "hello.rpc".to_owned()));
+        let options = format!("{:?}", "a:1,b:2?namespace=/n".parse::<EtcdOptions>().unwrap());
+        let hello = |name: &str| (Some(options.clone()), name.to_owned());
+        assert_eq!(etcd("etcd:///a:1,b:2?namespace=/n&key=%2Fsvc%2fhello"), hello("/svc/hello"));
+        let Ok(Target::Direct(direct)) = "direct:///h1:9090, [::1]:9091".parse() else { panic!() };
+        assert_eq!(direct, ["h1:9090".parse().unwrap(), "[::1]:9091".parse().unwrap()]);
     }
 
     #[test]
@@ -132,12 +123,19 @@ mod tests {
         let error = |target: &str| target.parse::<Target>().unwrap_err().to_string();
         assert!(error("").contains("service name is missing"));
         assert!(error("etcd:///a:1").contains("service name is missing"));
+        assert!(error("etcd:///a:1?key=").contains("service name is missing"));
         assert!(error("etcd:///?key=x").contains("no hosts"));
+        assert!(error("etcd:///a?key=x").contains("port is missing"));
+        assert!(error("etcd:///a:1?x=1&key=x").contains("no option"));
         assert!(error("direct:///").contains("no hosts"));
         assert!(error("direct:///h1").contains("port is missing"));
         assert!(error("direct:///https://h1:1").contains("https"));
         assert!(error("k8s://ns/svc:80").contains("neither"));
-        let error = error("direct:///root:secret@h1");
-        assert!(!error.contains("secret"), "{error}");
+        for target in
+            ["direct:///root:s3cret@h1", "etcd:///root:s3?cret@a:1?key=x", "etcd:///root:s3cret@a?key=x"]
+        {
+            let error = error(target);
+            assert!(!error.contains("s3") && !error.contains("root"), "{error}");
+        }
     }
 }

@@ -21,6 +21,8 @@ pub struct EndpointInfo {
     pub address: Address,
     /// Its state
     pub state: EndpointState,
+    /// Whether calls are sent to it although discovery has removed it, because too many vanished with it
+    pub held: bool,
     /// Calls in flight, streams included
     pub in_flight: u32,
     /// Calls sent to it since it is known
@@ -29,7 +31,7 @@ pub struct EndpointInfo {
     pub last_error: Option<String>,
 }
 
-/// A change of an endpoint's state
+/// A change of an endpoint's state, or of its being held
 ///
 /// When it says that an endpoint is no longer ready, no call picks that endpoint any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub struct EndpointUpdate {
     pub address: Address,
     /// Its new state
     pub state: EndpointState,
+    /// Whether it is ready although discovery has removed it
+    pub held: bool,
     /// Why it is not ready, if a connection or an attempt ended
     pub cause: Option<String>,
 }

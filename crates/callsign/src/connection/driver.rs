@@ -11,13 +11,11 @@ use std::{
 use bytes::Bytes;
 use callsign_core::keepalive::{Activity, KeepAlive, Verdict, Watchdog};
 use h2::{Ping, PingPong, client};
-use tokio::{
-    net::TcpStream,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 
 use super::{
     Closed, Shared,
+    io::Io,
     tap::{News, Tap},
 };
 
@@ -28,7 +26,7 @@ use super::{
 #[derive(Debug)]
 #[must_use = "a connection does nothing unless its driver is spawned"]
 pub(crate) struct Driver {
-    h2: client::Connection<Tap<TcpStream>, Bytes>,
+    h2: client::Connection<Tap<Io>, Bytes>,
     news: Arc<News>,
     ping_pong: PingPong,
     shared: Arc<Shared>,
@@ -45,7 +43,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Driver {
     pub(super) fn new(
-        h2: client::Connection<Tap<TcpStream>, Bytes>,
+        h2: client::Connection<Tap<Io>, Bytes>,
         news: Arc<News>,
         ping_pong: PingPong,
         shared: Arc<Shared>,

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub(super) struct News {
     flags: AtomicU8,
     not_http2: OnceLock<String>,
+    unreadable: OnceLock<io::Error>,
     mute: OnceLock<String>,
 }
 
@@ -44,6 +45,16 @@ impl News {
     /// Why writing failed
     pub(super) fn mute(&self) -> Option<&str> {
         self.mute.get().map(String::as_str)
+    }
+
+    /// Whether anything was read since the flags were last taken
+    pub(super) fn has_read(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & Self::READ != 0
+    }
+
+    /// Why reading failed, if it was not the socket but what is between it and us
+    pub(super) fn unreadable(&self) -> Option<&io::Error> {
+        self.unreadable.get()
     }
 
     /// The beginning of what the peer sent, escaped, if it was no SETTINGS frame
@@ -76,7 +87,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tap<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf)).map_err(|error| self.unreadable(error))?;
         let bytes = &buf.filled()[before..];
         if bytes.is_empty() {
             return Poll::Ready(Ok(()));
@@ -92,6 +103,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Tap<T> {
 }
 
 impl<T> Tap<T> {
+    /// Keeps an error of TLS, of which h2 would leave no more than the words
+    fn unreadable(&self, error: io::Error) -> io::Error {
+        if error.get_ref().is_none() {
+            return error;
+        }
+        let words = io::Error::new(error.kind(), error.to_string());
+        // The first failure is the cause.
+        let _ = self.news.unreadable.set(error);
+        words
+    }
+
     /// Hides a failure to write from h2, which would end the connection and with it what is still to be read
     ///
     /// A server that says GOAWAY and closes may have us find out by a write: the GOAWAY, and perhaps answers, are there to

@@ -1,7 +1,7 @@
 //! Instances grouped by address: what a channel calls an endpoint
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque, hash_map},
     sync::Arc,
 };
 
@@ -16,8 +16,9 @@ pub(super) type Changes = VecDeque<Change<Address, Instance>>;
 
 /// Turns updates of instances into changes of endpoints
 ///
-/// Instances with one address are one endpoint, shown as the instance with the newest revision. The endpoint goes
-/// when its last instance does; a newer revision, which is a server that has registered anew, inserts it again.
+/// Instances with one address are one endpoint, shown as the instance with the newest revision: when that leaves, as the
+/// newest of the rest. The endpoint goes when its last instance does. Whenever another instance is shown, or the same with
+/// other content, the endpoint is inserted again.
 #[derive(Debug, Default)]
 pub(super) struct ByAddress {
     /// By id
@@ -25,77 +26,123 @@ pub(super) struct ByAddress {
     endpoints: HashMap<Address, Endpoint>,
 }
 
-#[derive(Debug, Default)]
+/// Which of several instances with one address is shown: the greatest. The id makes it certain
+type Rank = (i64, Arc<str>);
+
+#[derive(Debug)]
 struct Endpoint {
-    instances: usize,
-    /// Newest revision ever shown
-    newest: i64,
+    shown: Rank,
+    /// Hardly ever any; an empty set allocates nothing
+    others: BTreeSet<Rank>,
 }
+
+/// What was shown at the addresses that an update touches
+type Before = BTreeMap<Address, Option<Instance>>;
 
 impl ByAddress {
     /// Applies `update` and adds what it changes to `changes`
     ///
-    /// What comes goes in before what leaves, so that a moved instance never leaves a gap.
+    /// What comes is told before what leaves, so that a moved instance never leaves a gap.
     pub(super) fn apply(&mut self, update: Update, changes: &mut Changes) {
+        let mut before = Before::new();
         match update {
-            Update::Put(instance) => {
-                let former = self.put(instance, changes);
-                self.release(former, changes);
-            }
-            Update::Remove(id) => {
-                let former = self.instances.remove(&id);
-                self.release(former, changes);
-            }
-            Update::Reset(set) => self.reset(set, changes),
-        }
-    }
-
-    fn reset(&mut self, set: Vec<Instance>, changes: &mut Changes) {
-        let mut former = std::mem::take(&mut self.instances);
-        let mut moved = Vec::new();
-        for instance in set {
-            match former.remove(&instance.id) {
-                Some(same) if same == instance => drop(self.instances.insert(Arc::clone(&instance.id), same)),
-                known => {
-                    moved.extend(known);
-                    self.put(instance, changes);
+            Update::Put(instance) => self.put(instance, &mut before),
+            Update::Remove(id) => self.remove(&id, &mut before),
+            Update::Reset(set) => {
+                let mut gone: HashSet<_> = self.instances.keys().cloned().collect();
+                for instance in set {
+                    gone.remove(&instance.id);
+                    self.put(instance, &mut before);
                 }
+                gone.iter().for_each(|id| self.remove(id, &mut before));
             }
         }
-        for gone in moved.into_iter().chain(former.into_values()) {
-            self.release(Some(gone), changes);
-        }
+        self.tell(before, changes);
     }
 
-    /// Adds an instance; returns what had its id before, still counted
-    fn put(&mut self, instance: Instance, changes: &mut Changes) -> Option<Instance> {
-        let endpoint = self.endpoints.entry(instance.address.clone()).or_default();
-        let newer = instance.mod_revision > endpoint.newest;
-        if endpoint.instances == 0 || newer {
-            endpoint.newest = instance.mod_revision;
-            changes.push_back(Change::Insert(instance.address.clone(), instance.clone()));
+    /// Each address once, however much happened there
+    fn tell(&self, before: Before, changes: &mut Changes) {
+        let mut gone = Vec::new();
+        for (address, before) in before {
+            match self.shown(&address) {
+                None if before.is_some() => gone.push(Change::Remove(address)),
+                Some(now) if before.as_ref() != Some(now) => {
+                    changes.push_back(Change::Insert(address, now.clone()));
+                }
+                _ => {}
+            }
         }
-        endpoint.instances += 1;
-        self.instances.insert(Arc::clone(&instance.id), instance)
+        changes.extend(gone);
     }
 
-    /// Takes an instance off its endpoint's count
-    fn release(&mut self, instance: Option<Instance>, changes: &mut Changes) {
-        let Some(Instance { address, .. }) = instance else { return };
+    fn shown(&self, address: &Address) -> Option<&Instance> {
+        self.instances.get(&self.endpoints.get(address)?.shown.1)
+    }
+
+    fn put(&mut self, instance: Instance, before: &mut Before) {
+        if self.instances.get(&instance.id) == Some(&instance) {
+            return;
+        }
+        self.remove(&instance.id, before);
+        self.touch(&instance.address, before);
+        let rank = rank(&instance);
+        match self.endpoints.entry(instance.address.clone()) {
+            hash_map::Entry::Occupied(mut endpoint) => endpoint.get_mut().add(rank),
+            hash_map::Entry::Vacant(empty) => {
+                empty.insert(Endpoint { shown: rank, others: BTreeSet::new() });
+            }
+        }
+        self.instances.insert(Arc::clone(&instance.id), instance);
+    }
+
+    fn remove(&mut self, id: &str, before: &mut Before) {
+        let Some(address) = self.instances.get(id).map(|instance| instance.address.clone()) else { return };
+        self.touch(&address, before);
+        let Some(instance) = self.instances.remove(id) else { return };
         let hash_map::Entry::Occupied(mut endpoint) = self.endpoints.entry(address) else { return };
-        endpoint.get_mut().instances -= 1;
-        if endpoint.get().instances == 0 {
-            changes.push_back(Change::Remove(endpoint.remove_entry().0));
+        if !endpoint.get_mut().remove(&rank(&instance)) {
+            endpoint.remove();
         }
+    }
+
+    /// Keeps what is shown at `address`, unless it was touched before
+    fn touch(&self, address: &Address, before: &mut Before) {
+        if !before.contains_key(address) {
+            before.insert(address.clone(), self.shown(address).cloned());
+        }
+    }
+}
+
+fn rank(instance: &Instance) -> Rank {
+    (instance.mod_revision, Arc::clone(&instance.id))
+}
+
+impl Endpoint {
+    fn add(&mut self, rank: Rank) {
+        let other = if rank > self.shown { std::mem::replace(&mut self.shown, rank) } else { rank };
+        self.others.insert(other);
+    }
+
+    /// Whether there is an instance left
+    fn remove(&mut self, rank: &Rank) -> bool {
+        if *rank != self.shown {
+            self.others.remove(rank);
+            return true;
+        }
+        let next = self.others.pop_last();
+        let left = next.is_some();
+        self.shown = next.unwrap_or_else(|| rank.clone());
+        left
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Metadata;
 
     fn instance(id: &str, port: u16, mod_revision: i64) -> Instance {
-        Instance { id: id.into(), address: Address::new("h", port).unwrap(), mod_revision }
+        Instance { id: id.into(), mod_revision, ..Instance::new(Address::new("h", port).unwrap()) }
     }
 
     /// Applies the updates and writes down the changes: `+port@revision`, `-port`
@@ -105,7 +152,10 @@ mod tests {
             state.apply(update, &mut changes);
         }
         let shown = changes.into_iter().map(|change| match change {
-            Change::Insert(key, instance) => format!("+{}@{}", key.port(), instance.mod_revision),
+            Change::Insert(key, instance) => {
+                assert_eq!(key, instance.address);
+                format!("+{}@{}", key.port(), instance.mod_revision)
+            }
             Change::Remove(key) => format!("-{}", key.port()),
         });
         shown.collect()
@@ -115,6 +165,12 @@ mod tests {
         Update::Put(instance(id, port, revision))
     }
 
+    fn remove(id: &str) -> Update {
+        Update::Remove(id.into())
+    }
+
+    const NOTHING: [&str; 0] = [];
+
     #[test]
     fn an_address_stays_until_its_last_instance_leaves() {
         let mut state = ByAddress::default();
@@ -123,8 +179,8 @@ mod tests {
             ["+1@5"],
             "the older one changes nothing"
         );
-        assert_eq!(changes(&mut state, [Update::Remove("a".into())]), Vec::<String>::new());
-        assert_eq!(changes(&mut state, [Update::Remove("b".into()), Update::Remove("b".into())]), ["-1"]);
+        assert_eq!(changes(&mut state, [remove("b")]), NOTHING);
+        assert_eq!(changes(&mut state, [remove("a"), remove("a")]), ["-1"]);
         assert!(state.endpoints.is_empty() && state.instances.is_empty());
     }
 
@@ -133,13 +189,43 @@ mod tests {
         let mut state = ByAddress::default();
         assert_eq!(changes(&mut state, [put("a", 1, 5), put("b", 1, 6), put("a", 1, 5)]), ["+1@5", "+1@6"]);
         assert_eq!(changes(&mut state, [put("a", 1, 7)]), ["+1@7"], "a re-registered instance");
-        assert_eq!(state.endpoints[&Address::new("h", 1).unwrap()].instances, 2);
+        assert_eq!(state.endpoints.len(), 1);
+    }
+
+    #[test]
+    fn when_the_newest_leaves_the_newest_of_the_rest_is_shown() {
+        let mut state = ByAddress::default();
+        changes(&mut state, [put("a", 1, 5), put("b", 1, 7), put("c", 1, 6), put("d", 1, 4)]);
+        assert_eq!(changes(&mut state, [remove("b")]), ["+1@6"]);
+        assert_eq!(changes(&mut state, [remove("a"), remove("c")]), ["+1@4"]);
+        assert_eq!(changes(&mut state, [put("d", 2, 8)]), ["+2@8", "-1"]);
+        assert_eq!(changes(&mut state, [remove("d")]), ["-2"]);
+    }
+
+    #[test]
+    fn the_metadata_of_the_one_that_is_shown_is_told_when_it_changes() {
+        let mut state = ByAddress::default();
+        let heavy = |id, revision, weight| {
+            let metadata = Metadata::new().with_weight(weight);
+            Update::Put(Instance { metadata, ..instance(id, 1, revision) })
+        };
+        let mut changes = Changes::new();
+        for update in [heavy("a", 5, 2), heavy("b", 6, 3), heavy("a", 5, 9), remove("b"), heavy("a", 5, 4)] {
+            state.apply(update, &mut changes);
+        }
+        let weights = changes.into_iter().map(|change| match change {
+            Change::Insert(_, instance) => instance.metadata.weight(),
+            Change::Remove(_) => panic!("the endpoint was there all the time"),
+        });
+        // The last one has the revision of the one before, as after a wiped etcd.
+        assert_eq!(weights.collect::<Vec<_>>(), [2, 3, 9, 4]);
     }
 
     #[test]
     fn an_instance_that_moves_leaves_its_old_address_after_it_has_the_new_one() {
         let mut state = ByAddress::default();
-        changes(&mut state, [put("a", 1, 5)]);
+        changes(&mut state, [put("a", 2, 5)]);
+        assert_eq!(changes(&mut state, [put("a", 1, 5)]), ["+1@5", "-2"]);
         assert_eq!(changes(&mut state, [put("a", 2, 5)]), ["+2@5", "-1"]);
         assert_eq!(changes(&mut state, [Update::Reset(vec![instance("a", 3, 5)])]), ["+3@5", "-2"]);
     }
@@ -148,12 +234,24 @@ mod tests {
     fn a_reset_is_told_as_its_difference() {
         let mut state = ByAddress::default();
         let first = vec![instance("a", 1, 1), instance("b", 2, 2), instance("c", 2, 3)];
-        assert_eq!(changes(&mut state, [Update::Reset(first.clone())]).len(), 3);
-        assert_eq!(changes(&mut state, [Update::Reset(first)]), Vec::<String>::new());
+        assert_eq!(
+            changes(&mut state, [Update::Reset(first.clone())]),
+            ["+1@1", "+2@3"],
+            "each address once"
+        );
+        assert_eq!(changes(&mut state, [Update::Reset(first)]), NOTHING);
         let second = vec![instance("c", 2, 3), instance("d", 4, 4)];
         assert_eq!(changes(&mut state, [Update::Reset(second)]), ["+4@4", "-1"]);
-        assert_eq!(changes(&mut state, [Update::Reset(vec![])]).len(), 2);
+        assert_eq!(changes(&mut state, [Update::Reset(vec![])]), ["-2", "-4"]);
         assert!(state.endpoints.is_empty());
+    }
+
+    #[test]
+    fn revisions_that_went_backwards_are_told_as_they_are() {
+        let mut state = ByAddress::default();
+        changes(&mut state, [Update::Reset(vec![instance("a", 1, 500), instance("b", 2, 501)])]);
+        let wiped = vec![instance("a", 1, 3), instance("c", 2, 4)];
+        assert_eq!(changes(&mut state, [Update::Reset(wiped)]), ["+1@3", "+2@4"]);
     }
 
     #[test]
@@ -161,6 +259,6 @@ mod tests {
         let mut state = ByAddress::default();
         changes(&mut state, [put("a", 1, 5)]);
         // A server that restarted before its old key ended.
-        assert_eq!(changes(&mut state, [put("b", 1, 9), Update::Remove("a".into())]), ["+1@9"]);
+        assert_eq!(changes(&mut state, [put("b", 1, 9), remove("a")]), ["+1@9"]);
     }
 }

@@ -16,15 +16,17 @@ use super::{
     tonic_channel,
 };
 use crate::{
-    etcd::{Etcd, ServiceName, Subscription},
+    etcd::{Etcd, InstanceSet, ServiceName, Subscription},
     instance::{Address, Instance},
 };
 
 /// The endpoints of a service, from etcd: a [`Discover`](tower::discover::Discover) whose key is the address
 ///
 /// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
-/// Instances with the same address are one endpoint. An insert of a known key means that a server has registered anew
-/// under that address. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
+/// Instances with the same address are one endpoint, shown as the one with the newest `mod_revision`. An insert of a known
+/// key with a newer revision means that a server has registered anew under that address: in a channel it ends a backoff
+/// and leaves a connection alone. One with an older revision means that the newest instance has left and another is still
+/// there: the channel takes its metadata, and a backoff goes on. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
 /// Must be polled within a tokio runtime: when the one that the watch ran in has ended, it goes on in the next.
 ///
 /// ```no_run
@@ -40,7 +42,7 @@ use crate::{
 #[derive(Debug)]
 pub struct EtcdDiscover {
     service: ServiceName,
-    subscription: Subscription,
+    subscription: Subscription<InstanceSet>,
     endpoints: ByAddress,
     changes: Changes,
 }
@@ -64,8 +66,9 @@ impl EtcdDiscover {
 
     /// tonic's own balanced channel, fed with the service's endpoints
     ///
-    /// For those who need tonic's type. It connects to `http://` addresses, in plaintext. A task feeds it, which ends
-    /// when the channel's last clone is dropped. Must be called within a tokio runtime.
+    /// For those who need tonic's type. It connects to `http://` addresses, in plaintext. It holds no endpoints: nobody
+    /// knows which of them answer, so what etcd forgets is gone until it is registered again. A task feeds it, which
+    /// ends when the channel's last clone is dropped. Must be called within a tokio runtime.
     pub fn into_tonic_channel(self) -> tonic::transport::Channel {
         tonic_channel::fed_by(self)
     }

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use etcd_client::KeyValue;
 
-use crate::instance::{Address, AddressError, Instance};
+use crate::instance::{
+    Address, Instance, Metadata,
+    format::{self, Unreadable},
+};
 
 /// Values are small; a registry that someone filled with large ones must not fill the memory of all clients.
 const MAX_VALUE: usize = 64 * 1024;
@@ -25,13 +28,17 @@ pub(crate) enum Entry {
 impl Entry {
     /// Reads `pair`, whose key starts with `prefix`
     pub(crate) fn read(prefix: &str, pair: &KeyValue) -> Self {
-        match id(prefix, pair.key()) {
+        Self::of(prefix, pair.key(), pair.value(), pair.mod_revision())
+    }
+
+    pub(super) fn of(prefix: &str, key: &[u8], value: &[u8], mod_revision: i64) -> Self {
+        match id(prefix, key) {
             Id::Foreign => Self::Foreign,
             Id::Garbage(garbage) => Self::Garbage(garbage),
-            Id::Of(id) => match address(pair.value()) {
+            Id::Of(id) => match read(value) {
                 Err(garbage) => Self::Garbage(garbage),
-                Ok(address) => {
-                    Self::Instance(Instance { id: id.into(), address, mod_revision: pair.mod_revision() })
+                Ok((address, metadata)) => {
+                    Self::Instance(Instance { id: id.into(), address, mod_revision, metadata })
                 }
             },
         }
@@ -66,12 +73,12 @@ fn id<'a>(prefix: &str, key: &'a [u8]) -> Id<'a> {
     }
 }
 
-fn address(value: &[u8]) -> Result<Address, Garbage> {
+fn read(value: &[u8]) -> Result<(Address, Metadata), Garbage> {
     if value.len() > MAX_VALUE {
         return Err(Garbage::TooLarge(value.len()));
     }
     let text = std::str::from_utf8(value).map_err(|_| Garbage::NotText)?;
-    text.parse().map_err(Garbage::Address)
+    format::read(text).map_err(Garbage::Value)
 }
 
 /// Why an entry cannot be read
@@ -80,7 +87,7 @@ pub(crate) enum Garbage {
     Key(&'static str),
     TooLarge(usize),
     NotText,
-    Address(AddressError),
+    Value(Unreadable),
 }
 
 impl fmt::Display for Garbage {
@@ -89,7 +96,7 @@ impl fmt::Display for Garbage {
             Self::Key(reason) => write!(f, "bad key: {reason}"),
             Self::TooLarge(size) => write!(f, "the value has {size} bytes, more than {MAX_VALUE}"),
             Self::NotText => f.write_str("the value is not UTF-8"),
-            Self::Address(error) => error.fmt(f),
+            Self::Value(error) => error.fmt(f),
         }
     }
 }
@@ -123,16 +130,21 @@ mod tests {
     }
 
     #[test]
-    fn values_are_addresses_or_garbage() {
-        assert_eq!(address(b"10.0.0.1:8080").unwrap().to_string(), "10.0.0.1:8080");
+    fn values_are_instances_in_either_layout_or_garbage() {
+        for value in [&b"10.0.0.1:8080"[..], br#"{"Op":0,"Addr":"10.0.0.1:8080","Metadata":{"weight":3}}"#] {
+            let Entry::Instance(instance) = Entry::of("a/", b"a/1", value, 7) else { panic!("{value:?}") };
+            assert_eq!((&*instance.id, instance.address.authority()), ("1", "10.0.0.1:8080"));
+            assert_eq!(instance.mod_revision, 7);
+            assert_eq!(instance.metadata.weight(), if value.starts_with(b"{") { 3 } else { 1 });
+        }
         for (value, reason) in [
             (&b""[..], "port is missing"),
             (b"\xff\xfe", "not UTF-8"),
-            (b"{\"Op\":0}", "bad address"),
-            (&[b'1'; MAX_VALUE + 1], "65537 bytes"),
+            (b"{\"Op\":0}", "has no Addr"),
+            (&[b'{'; MAX_VALUE + 1], "65537 bytes"),
         ] {
-            let garbage = address(value).unwrap_err().to_string();
-            assert!(garbage.contains(reason), "{garbage}");
+            let Entry::Garbage(garbage) = Entry::of("a/", b"a/1", value, 7) else { panic!("{reason}") };
+            assert!(garbage.to_string().contains(reason), "{garbage}");
         }
     }
 

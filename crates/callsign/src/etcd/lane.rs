@@ -6,35 +6,24 @@
 use std::{
     fmt,
     future::Future,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use callsign_core::keepalive::KeepAlive;
-use etcd_client::{Channel, Client, ConnectOptions};
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use tokio::{sync::OnceCell, time::timeout};
-use tonic::{Status, body::Body};
-use tower::{BoxError, util::BoxCloneSyncService};
+use etcd_client::Client;
+use tokio::time::timeout;
 
-use super::{request::RequestError, state::Report};
-use crate::{
-    connection::{self, Connection},
-    instance::Address,
+use super::{
+    login::Login,
+    request::RequestError,
+    state::Report,
+    wire::{self, Wire},
 };
+use crate::{connection::Transport, instance::Address};
 
 /// The longest any request may take. etcd answers in milliseconds; 7 s is its own limit for what it forwards to a frozen
 /// leader, and another host is asked long before.
 pub(crate) const REQUEST: Duration = Duration::from_secs(3);
-
-/// A frozen host accepts and a black hole does not answer; either costs this much.
-const CONNECT: Duration = Duration::from_secs(2);
-
-/// A paused host is noticed within 13 s. etcd answers pings closer than 5 s with GOAWAY.
-const KEEP_ALIVE: KeepAlive =
-    KeepAlive::Periodic { interval: Duration::from_secs(10), timeout: Duration::from_secs(3) };
 
 /// The host in use, and the way to the next one
 ///
@@ -42,10 +31,18 @@ const KEEP_ALIVE: KeepAlive =
 /// the streams that were open have ended.
 #[derive(Clone)]
 pub(crate) struct Lane {
-    hosts: Arc<[Address]>,
+    cluster: Arc<Cluster>,
     current: Arc<Mutex<Current>>,
     /// Who is told how the hosts are
     report: Option<Arc<Report>>,
+}
+
+/// What all links of a session have in common
+pub(crate) struct Cluster {
+    /// At least one
+    pub(super) hosts: Vec<Address>,
+    pub(super) login: Option<Arc<Login>>,
+    pub(super) transport: Transport,
 }
 
 struct Current {
@@ -56,17 +53,16 @@ struct Current {
 }
 
 impl Lane {
-    /// A lane over `hosts`, of which there must be one; nothing is dialled yet
-    pub(crate) fn new(hosts: Arc<[Address]>, report: Option<Arc<Report>>) -> Self {
+    /// A lane over the hosts of `cluster`; nothing is dialled yet
+    pub(super) fn new(cluster: Arc<Cluster>, report: Option<Arc<Report>>) -> Self {
         // A random first host spreads the clients of a cluster over its members.
-        let first = fastrand::usize(..hosts.len());
-        let link = Link::new(0, first, &hosts[first]);
+        let link = Link::new(0, fastrand::usize(..cluster.hosts.len()), &cluster);
         let current = Current { link, left: 0, last: None };
-        Self { hosts, current: Arc::new(Mutex::new(current)), report }
+        Self { cluster, current: Arc::new(Mutex::new(current)), report }
     }
 
     pub(crate) fn hosts(&self) -> &[Address] {
-        &self.hosts
+        &self.cluster.hosts
     }
 
     /// The connection to use now; the next host's if the current one has closed
@@ -94,7 +90,7 @@ impl Lane {
         (current.left, current.last) = (current.left + 1, Some(cause.clone()));
         // Under the lock, so that states are shown in the order in which they came.
         if let Some(report) = &self.report
-            && current.left >= self.hosts.len()
+            && current.left >= self.hosts().len()
         {
             report.on_disconnected(cause);
         }
@@ -114,9 +110,9 @@ impl Lane {
     }
 
     fn advance(&self, current: &mut Link) {
-        let next = (current.position + 1) % self.hosts.len();
-        tracing::debug!(from = %current.wire.host, to = %self.hosts[next], "moving to the next etcd host");
-        *current = Link::new(current.generation + 1, next, &self.hosts[next]);
+        let next = (current.position + 1) % self.hosts().len();
+        tracing::debug!(from = %current.host(), to = %self.hosts()[next], "moving to the next etcd host");
+        *current = Link::new(current.generation + 1, next, &self.cluster);
     }
 
     /// Asks the current host once; a failure that is the host's moves the lane
@@ -145,7 +141,7 @@ impl Lane {
         let mut last = None;
         let attempts = async {
             // One more than there are hosts: the connection in use may have died unnoticed while its host came back.
-            for _ in 0..self.hosts.len() {
+            for _ in 0..self.hosts().len() {
                 match attempt().await {
                     Err(error) if error.is_of_host() => last = Some(error),
                     settled => return settled,
@@ -163,6 +159,8 @@ impl Lane {
     pub(crate) fn settle<T>(&self, link: &Link, answer: Result<T, RequestError>) -> Result<T, RequestError> {
         match &answer {
             Err(error) if error.is_of_host() => self.leave(link, error),
+            // The host is well, but the session is not.
+            Err(error) if error.is_of_login() => {}
             _ => self.stay(link),
         }
         answer
@@ -171,7 +169,7 @@ impl Lane {
 
 impl fmt::Debug for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").field("hosts", &self.hosts).finish_non_exhaustive()
+        f.debug_struct("Lane").field("hosts", &self.hosts()).finish_non_exhaustive()
     }
 }
 
@@ -185,14 +183,32 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn new(generation: u64, position: usize, host: &Address) -> Self {
-        let authority = host.authority().parse().expect("an address is an authority");
-        let wire = Arc::new(Wire { host: host.clone(), authority, dialled: OnceCell::new() });
-        Self { generation, position, client: client_over(Arc::clone(&wire)), wire }
+    fn new(generation: u64, position: usize, cluster: &Cluster) -> Self {
+        let wire = Arc::new(Wire::new(&cluster.hosts[position], cluster.login.clone(), &cluster.transport));
+        Self { generation, position, client: wire::client(Arc::clone(&wire)), wire }
     }
 
     pub(crate) fn host(&self) -> &Address {
-        &self.wire.host
+        self.wire.host()
+    }
+
+    /// The number of the token in use, if there is a login
+    pub(super) fn token(&self) -> Option<u64> {
+        Some(self.wire.present_token()?.number)
+    }
+
+    /// Has the token of this number replaced if `error` may be its fault; whether it was
+    ///
+    /// For a watch, whose refusal comes in band. Servers before 3.4.22 say "permission denied" there of a token that has
+    /// expired: only a fresh one is beyond doubt.
+    pub(super) fn doubt(&self, token: Option<u64>, error: &RequestError) -> bool {
+        let present = self.wire.present_token();
+        let fresh = present.as_ref().is_some_and(|present| present.is_fresh());
+        let doubted = error.is_of_token() || error.is_denial() && !fresh;
+        if let (true, Some(number)) = (doubted, token) {
+            self.wire.refuse(number);
+        }
+        doubted && token.is_some()
     }
 
     /// Asks this host, for at most `limit`
@@ -214,63 +230,4 @@ impl Link {
     pub(crate) fn error(&self, error: &etcd_client::Error) -> RequestError {
         RequestError::new(self.host(), error)
     }
-}
-
-/// etcd-client's stub over our own connection
-fn client_over(wire: Arc<Wire>) -> Client {
-    let service = tower::service_fn(move |request| {
-        let wire = Arc::clone(&wire);
-        async move { wire.call(request).await.map_err(BoxError::from) }
-    });
-    let channel = Channel::Custom(BoxCloneSyncService::new(service));
-    // Without a leader a watch on a cut-off member is stale for ever.
-    let options = ConnectOptions::new().with_require_leader(true);
-    let connecting = pin!(Client::from_channel(channel, Some(options)));
-    match connecting.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(client)) => client,
-        // It is a future for the sake of a login; without a user it asks nobody.
-        _ => unreachable!("a client without a user waits for nothing"),
-    }
-}
-
-/// The connection under a [`Link`]
-struct Wire {
-    host: Address,
-    authority: Authority,
-    dialled: OnceCell<Result<Connection, Status>>,
-}
-
-impl Wire {
-    async fn call(&self, mut request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
-        // Those who wait for the dial share its failure; dialling again is the next link's.
-        let connection =
-            self.dialled.get_or_init(|| dial(&self.host)).await.as_ref().map_err(Clone::clone)?;
-        let sender = connection.sender().clone();
-        *request.uri_mut() = self.uri(request.uri());
-        sender.call(request).await
-    }
-
-    fn uri(&self, path: &Uri) -> Uri {
-        let path = path.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let uri = Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(path);
-        uri.build().expect("all three parts are valid")
-    }
-
-    fn is_closed(&self) -> bool {
-        match self.dialled.get() {
-            None => false,
-            Some(Ok(connection)) => !connection.sender().is_open(),
-            Some(Err(_)) => true,
-        }
-    }
-}
-
-async fn dial(host: &Address) -> Result<Connection, Status> {
-    let config =
-        connection::Config { connect_timeout: CONNECT, keep_alive: KEEP_ALIVE, waiters: Arc::default() };
-    let dialled = connection::connect(host, &config).await;
-    let (connection, driver) = dialled.map_err(|error| Status::unavailable(error.to_string()))?;
-    // Ends when the connection is dropped with its link and the open streams have ended, or when the peer is dead.
-    tokio::spawn(driver);
-    Ok(connection)
 }

@@ -25,7 +25,12 @@ impl Namespace {
 
     /// `key` in this namespace
     pub(crate) fn key(&self, key: &str) -> String {
-        if self.0.is_empty() { key.to_owned() } else { format!("{}/{key}", self.0) }
+        format!("{}{key}", self.prefix())
+    }
+
+    /// What all keys in it start with
+    pub(crate) fn prefix(&self) -> String {
+        if self.0.is_empty() { String::new() } else { format!("{}/", self.0) }
     }
 }
 

@@ -16,7 +16,7 @@ const RETRY: Backoff = Backoff {
 };
 
 /// What a person has to change (a permission, a password) is asked for slowly.
-const REFUSED: Duration = Duration::from_secs(30);
+pub(super) const REFUSED: Duration = Duration::from_secs(30);
 
 /// An attempt that took this long, whether it succeeded or not, was pause enough: the next failure is the first one again.
 const LIVED: Duration = RETRY.max;
@@ -42,12 +42,21 @@ impl Pace {
     /// Waits until the next attempt is due
     pub(crate) async fn after(&mut self, error: &RequestError) {
         let wait = self.wait();
-        sleep(if error.is_refusal() { REFUSED } else { wait }).await;
+        sleep(match error.due() {
+            // A login that someone else was refused is tried again when that one is, by all at once.
+            Some(due) => due.saturating_duration_since(Instant::now()),
+            None if error.is_refusal() => REFUSED,
+            None => wait,
+        })
+        .await;
     }
 
-    /// Waits before what was lost is taken back, so that a loss that repeats itself does not become a busy loop
+    /// Waits before what was lost is taken back: not the first time, then so that repeated losses make no busy loop
     pub(crate) async fn after_loss(&mut self) {
-        sleep(self.wait()).await;
+        let wait = self.wait();
+        if self.failures > 1 {
+            sleep(wait).await;
+        }
     }
 
     fn wait(&mut self) -> Duration {
@@ -77,6 +86,18 @@ mod tests {
         pace.on_attempt();
         tokio::time::advance(LIVED).await;
         assert!(pace.wait() <= RETRY.initial);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_is_taken_back_at_once_and_only_at_once_once() {
+        let (mut pace, start) = (Pace::new(), Instant::now());
+        pace.after_loss().await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for _ in 0..20 {
+            pace.on_attempt();
+            pace.after_loss().await;
+        }
+        assert!(start.elapsed() > Duration::from_secs(5), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

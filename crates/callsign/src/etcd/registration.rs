@@ -1,6 +1,7 @@
 //! An instance in etcd, kept alive under a lease
 //!
-//! `granting -> registered -> (lost -> granting)* -> deregistered`. See ARCHITECTURE.md, "Life of a registration".
+//! `granting -> registered -> (lost -> granting)* -> deregistered`, and `paused` for as long as is asked for. See
+//! ARCHITECTURE.md, "Life of a registration".
 //!
 //! ```no_run
 //! use callsign::{etcd::{Etcd, EtcdOptions, registration::Registration}, instance::Address};
@@ -14,11 +15,31 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Whatever is to happen when the instance comes and goes hangs on its state:
+//!
+//! ```no_run
+//! # use callsign::{Registration, RegistrationState};
+//! # async fn example(registration: Registration) {
+//! let mut state = registration.state();
+//! tokio::spawn(async move {
+//!     while state.changed().await.is_ok() {
+//!         match &*state.borrow_and_update() {
+//!             RegistrationState::Registered { .. } => println!("clients find this server"),
+//!             RegistrationState::Deregistered => println!("clients are told to go elsewhere"),
+//!             other => println!("{other:?}"),
+//!         }
+//!     }
+//! });
+//! # }
+//! ```
 
+mod form;
 mod key;
 mod lease;
 mod machine;
 mod report;
+mod wish;
 
 use std::{convert::Infallible, net::IpAddr, time::Duration};
 
@@ -27,9 +48,16 @@ use tokio::{
     task::JoinHandle,
 };
 
-use self::machine::{Machine, Phase};
+pub(crate) use self::form::Form;
+pub use self::wish::PauseError;
+use self::{
+    key::Key,
+    machine::{Machine, Phase},
+    report::{Progress, Report},
+    wish::Wisher,
+};
 use super::{Etcd, ServiceError, ServiceName, request::RequestError};
-use crate::instance::Address;
+use crate::instance::{Address, Layout, MetadataError};
 
 /// Where a registration stands
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +80,8 @@ pub enum RegistrationState {
         /// What happened
         cause: LossCause,
     },
+    /// Taken out of etcd for a while, by [`Registration::pause`] or by a server's health
+    Paused,
     /// Taken out of etcd on request; the last state
     Deregistered,
 }
@@ -88,6 +118,8 @@ const SAFE_TTL: Duration = Duration::from_secs(5);
 pub struct Registration {
     key: String,
     state: watch::Receiver<RegistrationState>,
+    progress: watch::Receiver<Progress>,
+    wisher: Wisher,
     /// Dropped to end the task
     stop: oneshot::Sender<Infallible>,
     task: JoinHandle<Result<(), RequestError>>,
@@ -102,6 +134,7 @@ impl Registration {
             address,
             id: None,
             ttl: DEFAULT_TTL,
+            form: Form::default(),
         }
     }
 
@@ -110,9 +143,47 @@ impl Registration {
         self.state.clone()
     }
 
-    /// Its key in etcd: `<service>/<id>`
+    /// Its key in etcd: `<service>/<id>`, or `<service>/<address>` in the grpc layout
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// Takes the instance out of etcd for a while: its key is deleted, its lease kept
+    ///
+    /// Clients send it no more calls; those that have begun go on. Returns when etcd has confirmed. It stays paused, through
+    /// whatever befalls etcd or the lease, until [`resume`](Self::resume). Pausing twice is pausing once. Dropping the future
+    /// takes nothing back.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Unconfirmed`] after 5 s without etcd's word: it goes on in the background, and the
+    /// [state](Self::state) becomes [`Paused`](RegistrationState::Paused) once that is so. Another [`PauseError`] if there is
+    /// nothing to pause.
+    pub async fn pause(&self) -> Result<(), PauseError> {
+        self.wish(false).await
+    }
+
+    /// Puts the instance back after [`pause`](Self::pause)
+    ///
+    /// Returns when etcd has confirmed; at once if it was not paused and is registered.
+    ///
+    /// # Errors
+    ///
+    /// [`PauseError::Overwritten`] if another instance has taken the id meanwhile. [`PauseError::Unconfirmed`] after 5 s
+    /// without etcd's word: it goes on in the background.
+    pub async fn resume(&self) -> Result<(), PauseError> {
+        self.wish(true).await
+    }
+
+    async fn wish(&self, present: bool) -> Result<(), PauseError> {
+        let fulfilled = self.wisher.fulfil(present, self.state(), self.progress.clone()).await;
+        fulfilled.map_err(|why| PauseError::new(&self.key, present, why))
+    }
+
+    /// For those who pause and resume without waiting
+    #[cfg(feature = "server")]
+    pub(crate) fn wisher(&self) -> Wisher {
+        self.wisher.clone()
     }
 
     /// Takes the instance out of etcd: deletes the key if it is still its own, revokes the lease
@@ -152,6 +223,7 @@ pub struct RegistrationBuilder {
     address: Address,
     id: Option<i64>,
     ttl: Duration,
+    form: Form,
 }
 
 impl RegistrationBuilder {
@@ -169,6 +241,38 @@ impl RegistrationBuilder {
     /// A short TTL removes dead servers sooner, and living ones too: when etcd's leader pauses for two thirds of it.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// How the instance is written; [`Layout::GoZero`] by default
+    ///
+    /// In [`Layout::Grpc`] the address is the id: a restarted server takes its own key over.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.form.layout = layout;
+        self
+    }
+
+    /// How much of the load the instance wants, in proportion to the others: see [`Metadata`](crate::Metadata); 1 by default
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.form.weight(weight);
+        self
+    }
+
+    /// Where the instance runs, for clients that prefer what is near; in the grpc layout only, as all metadata
+    pub fn zone(mut self, zone: impl AsRef<str>) -> Self {
+        self.form.zone(zone.as_ref());
+        self
+    }
+
+    /// Which version of the program the instance is
+    pub fn version(mut self, version: impl AsRef<str>) -> Self {
+        self.form.version(version.as_ref());
+        self
+    }
+
+    /// A free pair for those who read the instance; for the bounds see [`Metadata`](crate::Metadata)
+    pub fn metadata(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.form.pair(key.as_ref(), value.as_ref());
         self
     }
 
@@ -201,7 +305,7 @@ impl RegistrationBuilder {
     }
 
     fn terms(&self) -> Result<Terms, RegisterError> {
-        Terms::new(self.service.as_str(), self.id, self.ttl)
+        Terms::new(self.service.as_str(), self.id, self.ttl, self.form.clone())
     }
 }
 
@@ -209,19 +313,43 @@ impl RegistrationBuilder {
 #[derive(Debug)]
 pub(crate) struct Terms {
     /// Without the namespace, which is the session's
-    key: String,
+    service: ServiceName,
+    /// Of the key; in the grpc layout that is the address
+    id: i64,
     /// In seconds, as etcd wants it
     ttl: i64,
+    form: Form,
+    /// Where its state is shown
+    state: watch::Sender<RegistrationState>,
+    /// Whether it begins with the key in etcd, or paused
+    present: bool,
 }
 
 impl Terms {
-    pub(crate) fn new(service: &str, id: Option<i64>, ttl: Duration) -> Result<Self, RegisterError> {
+    pub(crate) fn new(
+        service: &str,
+        id: Option<i64>,
+        ttl: Duration,
+        form: Form,
+    ) -> Result<Self, RegisterError> {
         let service = ServiceName::parse(service)?;
+        form.check(id)?;
         let id = id.unwrap_or_else(|| fastrand::i64(1..));
         if id <= 0 {
             return Err(RegisterError::Id { id });
         }
-        Ok(Self { key: service.key(id), ttl: seconds(ttl)? })
+        let state = watch::Sender::new(RegistrationState::Granting { cause: None });
+        Ok(Self { service, id, ttl: seconds(ttl)?, form, state, present: true })
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn shown_in(self, state: watch::Sender<RegistrationState>) -> Self {
+        Self { state, ..self }
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn present(self, present: bool) -> Self {
+        Self { present, ..self }
     }
 
     /// Registers in the background, however long that takes
@@ -235,14 +363,18 @@ impl Terms {
     }
 
     fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
-        let (machine, state) =
-            Machine::new(etcd.clone(), etcd.namespace().key(&self.key), published(address)?, self.ttl);
-        Ok(machine.spawn(phase, state))
+        published(address)?;
+        let (key, value) = self.form.pair_of(&self.service, self.id, address)?;
+        let key = etcd.namespace().key(&key);
+        let report = Report::new(key.clone(), self.state);
+        let (machine, wisher) =
+            Machine::new(etcd.clone(), Key::new(key, value), self.ttl, report, self.present);
+        Ok(machine.spawn(phase, wisher))
     }
 }
 
-/// The value of the key of an instance at `address`
-pub(crate) fn published(address: &Address) -> Result<String, RegisterError> {
+/// Checks that an instance at `address` can be registered
+pub(crate) fn published(address: &Address) -> Result<(), RegisterError> {
     if address.port() == 0 || is_unspecified(address) {
         return Err(RegisterError::Address { address: address.clone() });
     }
@@ -250,7 +382,7 @@ pub(crate) fn published(address: &Address) -> Result<String, RegisterError> {
     if address.is_https() {
         return Err(RegisterError::Https { address: address.clone() });
     }
-    Ok(address.to_string())
+    Ok(())
 }
 
 fn is_unspecified(address: &Address) -> bool {
@@ -302,6 +434,18 @@ pub enum RegisterError {
         /// The address given
         address: Address,
     },
+    /// Metadata that cannot be written: say less
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// The go-zero layout has no room for metadata: say nothing, or choose [`Layout::Grpc`]
+    #[error("the go-zero layout has no room for metadata")]
+    NoMetadata,
+    /// In the grpc layout the address is the id: give none, or choose [`Layout::GoZero`]
+    #[error("the grpc layout has no room for the id {id}: the address is the id")]
+    NoId {
+        /// The id given
+        id: i64,
+    },
     /// etcd could not be reached or refused: see the cause
     #[error("{key} was not registered: {cause}")]
     Failed {
@@ -343,6 +487,37 @@ mod tests {
             let builder = RegistrationBuilder { address, ..builder("a") };
             assert!(matches!(builder.start(), Err(RegisterError::Address { .. })));
         }
+    }
+
+    #[test]
+    fn metadata_needs_the_grpc_layout_which_has_no_ids() {
+        let refused = |builder: RegistrationBuilder| builder.start().unwrap_err();
+        for said in [
+            builder("a").weight(2),
+            builder("a").zone("z"),
+            builder("a").version("v"),
+            builder("a").metadata("k", "v"),
+        ] {
+            assert!(matches!(refused(said), RegisterError::NoMetadata));
+        }
+        let grpc = || builder("a").layout(Layout::Grpc);
+        assert!(matches!(refused(grpc().id(7)), RegisterError::NoId { id: 7 }));
+        assert!(matches!(
+            refused(grpc().zone("a\nb").metadata("k", "v")),
+            RegisterError::Metadata(MetadataError::Value { .. })
+        ));
+        assert!(matches!(
+            refused(grpc().metadata("weight", "2")),
+            RegisterError::Metadata(MetadataError::Key { .. })
+        ));
+        let many = (0..65).fold(grpc(), |builder, number| builder.metadata(number.to_string(), ""));
+        assert!(matches!(refused(many), RegisterError::Metadata(MetadataError::TooMany)));
+    }
+
+    #[tokio::test]
+    async fn the_layout_decides_the_key() {
+        assert_eq!(builder("a").id(7).weight(1).start().unwrap().key(), "a/7");
+        assert_eq!(builder("a").layout(Layout::Grpc).zone("z").start().unwrap().key(), "a/10.0.0.1:80");
     }
 
     #[tokio::test]

@@ -73,11 +73,11 @@ impl Report {
     }
 
     /// etcd has refused the login
-    pub(super) fn on_refused(&self, cause: &RequestError) {
-        let former = self.state.send_replace(SessionState::Refused { cause: cause.to_string() });
+    pub(super) fn on_refused(&self, cause: &str) {
+        let former = self.state.send_replace(SessionState::Refused { cause: cause.to_owned() });
         match former {
-            SessionState::Refused { .. } => tracing::debug!(%cause, "etcd still refuses the login"),
-            _ => tracing::warn!(%cause, "etcd refuses the login; trying again slowly"),
+            SessionState::Refused { .. } => tracing::debug!(cause, "etcd still refuses the login"),
+            _ => tracing::warn!(cause, "etcd refuses the login; trying again slowly"),
         }
     }
 }
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(*state.borrow_and_update(), SessionState::Connected { host: host("b:1") });
         report.on_disconnected(&error);
         assert_eq!(*state.borrow_and_update(), SessionState::Disconnected { cause: "etcd a:1: gone".into() });
-        report.on_refused(&error);
-        assert_eq!(*state.borrow_and_update(), SessionState::Refused { cause: "etcd a:1: gone".into() });
+        report.on_refused("wrong password");
+        assert_eq!(*state.borrow_and_update(), SessionState::Refused { cause: "wrong password".into() });
     }
 }

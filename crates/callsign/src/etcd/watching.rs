@@ -17,6 +17,8 @@ pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 pub(crate) struct Watch {
     lane: Lane,
     link: Link,
+    /// The one that it was opened with
+    token: Option<u64>,
     stream: WatchStream,
 }
 
@@ -30,14 +32,30 @@ impl Watch {
         options: WatchOptions,
     ) -> Result<(Self, i64), RequestError> {
         let link = lane.link();
+        let token = link.token();
+        match Self::open_on(lane, &link, key, options.clone()).await {
+            // A token is part of the stream, and is refused in band: only a new stream has a new one.
+            Err(error) if link.doubt(token.or_else(|| link.token()), &error) => {
+                Self::open_on(lane, &link, key, options).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_on(
+        lane: &Lane,
+        link: &Link,
+        key: &str,
+        options: WatchOptions,
+    ) -> Result<(Self, i64), RequestError> {
         let opened = link.ask(REQUEST, |client| async move {
             let mut watches = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
             watches.watch(key, Some(options)).await
         });
-        let stream = lane.settle(&link, opened.await)?;
-        let mut watch = Self { lane: lane.clone(), link, stream };
+        let stream = lane.settle(link, opened.await)?;
+        let mut watch = Self { lane: lane.clone(), link: link.clone(), token: link.token(), stream };
         // A frozen member accepts the stream and says nothing.
-        let created = match timeout(REQUEST, watch.next()).await {
+        let created = match timeout(REQUEST, watch.receive()).await {
             Ok(created) => created?,
             Err(_) => watch.settle(Err(RequestError::timeout(watch.link.host(), "opening a watch")))?,
         };
@@ -47,6 +65,14 @@ impl Watch {
 
     /// The next message; cancel safe
     pub(crate) async fn next(&mut self) -> Result<WatchResponse, RequestError> {
+        let message = self.receive().await;
+        if let Err(error) = &message {
+            self.link.doubt(self.token, error);
+        }
+        message
+    }
+
+    async fn receive(&mut self) -> Result<WatchResponse, RequestError> {
         let message = match self.stream.message().await {
             Ok(Some(message)) if message.canceled() => Err(RequestError::canceled(
                 self.link.host(),

@@ -2,13 +2,20 @@
 
 use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
-use tokio::{net::TcpListener, sync::oneshot, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    time::sleep,
+};
+use tonic_health::server::HealthReporter;
 
-use super::{Incoming, ListenError, ServeError, ServeRegistered, Switch, advertised, signal::Signals};
+use super::{
+    Incoming, ListenError, ServeError, ServeRegistered, Switch, advertised, health::Health, signal::Signals,
+};
 use crate::{
     etcd::{
         Etcd, EtcdOptions,
-        registration::{DEFAULT_TTL, RegisterError, Registration, Terms, published},
+        registration::{DEFAULT_TTL, Form, RegisterError, Registration, RegistrationState, Terms, published},
     },
     instance::Address,
 };
@@ -20,9 +27,13 @@ pub(super) struct Plan {
     pub(super) etcd: Option<Etcd>,
     pub(super) id: Option<i64>,
     pub(super) ttl: Option<Duration>,
+    pub(super) form: Form,
     pub(super) notice: Duration,
     pub(super) drain: Duration,
     pub(super) fail_fast: bool,
+    pub(super) health: Option<HealthReporter>,
+    pub(super) health_services: Vec<String>,
+    pub(super) state: watch::Sender<RegistrationState>,
 }
 
 /// Where to listen
@@ -42,7 +53,8 @@ impl Plan {
         shutdown: Option<Shutdown>,
     ) -> Result<(), ServeError> {
         // What is wrong with the input is said before anything is bound.
-        let terms = Terms::new(&self.service, self.id, self.ttl.unwrap_or(DEFAULT_TTL))?;
+        let terms = Terms::new(&self.service, self.id, self.ttl.unwrap_or(DEFAULT_TTL), self.form.clone())?;
+        let terms = terms.shown_in(self.state.clone());
         self.advertise.as_ref().map(published).transpose()?;
         let etcd = match &self.etcd {
             Some(etcd) => etcd.clone(),
@@ -52,9 +64,10 @@ impl Plan {
 
         let (listener, bound) = listener(listen).await?;
         let address = self.address(&etcd, bound).await?;
-        let register = || match self.fail_fast {
-            true => terms.attempt(&etcd, &address),
-            false => terms.start(&etcd, &address),
+        let health = Health::new(self.health.clone(), &self.health_services);
+        let register = |serving| match self.fail_fast {
+            true => terms.present(serving).attempt(&etcd, &address),
+            false => terms.present(serving).start(&etcd, &address),
         };
         let (incoming, switch) = Incoming::new(listener);
         // tonic's tasks outlive its future: they end with their sockets.
@@ -68,7 +81,7 @@ impl Plan {
             biased;
             // Serving ends when it was told to go away and has drained.
             served = router.serve_incoming(incoming, going_away) => Ok(served?),
-            ended = self.conduct(register, &mut stop, go_away, &cut) => ended,
+            ended = self.conduct(register, &health, &mut stop, go_away, &cut) => ended,
         }
     }
 
@@ -82,32 +95,42 @@ impl Plan {
         Ok(address)
     }
 
-    /// Registers, waits for the signal, leaves; a second signal cuts the leaving short
+    /// Registers, as healthy as it is, waits for the signal, leaves; a second signal cuts the leaving short
     async fn conduct(
         &self,
-        register: impl FnOnce() -> Result<Registration, RegisterError>,
+        register: impl FnOnce(bool) -> Result<Registration, RegisterError>,
+        health: &Health,
         stop: &mut Stop,
         go_away: oneshot::Sender<Never>,
         cut: &Cut,
     ) -> Result<(), ServeError> {
-        let mut registration = register()?;
+        let mut registration = register(health.is_serving().await)?;
+        let wisher = registration.wisher();
         tokio::select! {
+            never = health.follow(|serving| wisher.wish(serving)) => match never {},
             error = registration.failed() => return Err(error.into()),
             // Registered or not yet: what is under way has to be taken back.
             () = stop.requested() => {}
         }
         tokio::select! {
-            () = self.leave(registration, go_away, cut) => {}
+            () = self.leave(registration, health, go_away, cut) => {}
             () = stop.requested() => tracing::info!(service = %self.service, "told to stop again: stopping at once"),
         }
         Ok(())
     }
 
     /// Each step after the one before; ended from outside as soon as everything has drained
-    async fn leave(&self, registration: Registration, go_away: oneshot::Sender<Never>, cut: &Cut) {
+    async fn leave(
+        &self,
+        registration: Registration,
+        health: &Health,
+        go_away: oneshot::Sender<Never>,
+        cut: &Cut,
+    ) {
         tracing::info!(service = %self.service, "stopping: deregistering");
-        // What went wrong was logged, and no reason not to stop.
-        let _ = registration.deregister().await;
+        // Both at once: an etcd that does not answer delays nobody who asks for the health. What went wrong was logged, and
+        // is no reason not to stop.
+        let _ = tokio::join!(registration.deregister(), health.stop_serving());
         sleep(self.notice).await;
         tracing::info!(service = %self.service, "stopping: draining");
         drop(go_away);

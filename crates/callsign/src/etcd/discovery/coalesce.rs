@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::{etcd::feed::Changes, instance::Instance};
+use super::set::Changes;
+use crate::instance::Instance;
 
 /// A rolling restart changes many instances in a row: consumers hear of it a hundred times a second at most.
 const WINDOW: Duration = Duration::from_millis(10);

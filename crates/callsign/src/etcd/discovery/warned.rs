@@ -8,9 +8,9 @@ use std::{
 
 use etcd_client::KeyValue;
 
+use super::set::MAX_INSTANCES;
 use crate::{
     etcd::entry::{Entry, Garbage, Shown},
-    etcd::feed::MAX_INSTANCES,
     instance::Instance,
 };
 
@@ -24,11 +24,6 @@ pub(super) struct Warned {
 }
 
 impl Warned {
-    /// Begins to read a list
-    pub(super) fn reading<'a>(&'a mut self, prefix: &'a str) -> Reading<'a> {
-        Reading { warned: self, prefix, instances: HashMap::new(), garbage: HashSet::new() }
-    }
-
     pub(super) fn warn(&mut self, key: &[u8], garbage: &Garbage) {
         if self.is_news(key) {
             tracing::warn!(key = %Shown(key), reason = %garbage, "skipping a key that is no instance");
@@ -46,34 +41,34 @@ impl Warned {
 }
 
 /// A list on its way in
-pub(super) struct Reading<'a> {
-    warned: &'a mut Warned,
-    prefix: &'a str,
+#[derive(Debug, Default)]
+pub(super) struct Reading {
     instances: HashMap<Arc<str>, Instance>,
     garbage: HashSet<u64>,
 }
 
-impl Reading<'_> {
-    pub(super) fn on_pair(&mut self, pair: &KeyValue) {
-        match Entry::read(self.prefix, pair) {
+impl Reading {
+    /// Takes in a pair, whose key starts with `prefix`
+    pub(super) fn on_pair(&mut self, prefix: &str, pair: &KeyValue, warned: &mut Warned) {
+        match Entry::read(prefix, pair) {
             Entry::Instance(instance) if self.instances.len() < MAX_INSTANCES => {
                 self.instances.insert(Arc::clone(&instance.id), instance);
             }
             Entry::Instance(_) | Entry::Foreign => {}
-            Entry::Garbage(reason) => self.on_garbage(pair.key(), &reason),
+            Entry::Garbage(reason) => self.on_garbage(pair.key(), &reason, warned),
         }
     }
 
-    fn on_garbage(&mut self, key: &[u8], reason: &Garbage) {
-        self.warned.warn(key, reason);
+    fn on_garbage(&mut self, key: &[u8], reason: &Garbage, warned: &mut Warned) {
+        warned.warn(key, reason);
         if self.garbage.len() < MAX_INSTANCES {
-            self.garbage.insert(self.warned.hasher.hash_one(key));
+            self.garbage.insert(warned.hasher.hash_one(key));
         }
     }
 
     /// The instances; forgets the warnings of keys that are no longer there
-    pub(super) fn finish(self) -> HashMap<Arc<str>, Instance> {
-        self.warned.keys.retain(|key| self.garbage.contains(key));
+    pub(super) fn finish(self, warned: &mut Warned) -> HashMap<Arc<str>, Instance> {
+        warned.keys.retain(|key| self.garbage.contains(key));
         self.instances
     }
 }
@@ -94,15 +89,15 @@ mod tests {
     #[test]
     fn a_list_warns_of_what_is_new_and_forgets_what_is_not_in_it() {
         let mut warned = Warned::default();
-        let mut reading = warned.reading("a/");
+        let mut reading = Reading::default();
         for key in [b"a/1", b"a/2"] {
-            reading.on_garbage(key, &Garbage::NotText);
+            reading.on_garbage(key, &Garbage::NotText, &mut warned);
         }
-        reading.finish();
+        reading.finish(&mut warned);
         assert!(!warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
-        let mut reading = warned.reading("a/");
-        reading.on_garbage(b"a/2", &Garbage::NotText);
-        reading.finish();
+        let mut reading = Reading::default();
+        reading.on_garbage(b"a/2", &Garbage::NotText, &mut warned);
+        reading.finish(&mut warned);
         assert!(warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
     }
 }

@@ -8,7 +8,12 @@ use etcd_client::{
 };
 use tokio::time::sleep;
 
-use super::{LossCause, lease::Lease, report::Report};
+use super::{
+    LossCause,
+    lease::Lease,
+    report::Report,
+    wish::{Followed, Wish},
+};
 use crate::etcd::{
     lane::{Lane, REQUEST},
     pace::Pace,
@@ -26,6 +31,8 @@ pub(super) struct Key {
     value: String,
     /// The lease that the key was put under last; `None` before the first time
     claimed: Option<i64>,
+    /// Whether the key may be in etcd: asked for, and not confirmed to be gone since
+    may_stand: bool,
 }
 
 /// Why a key is no longer tended
@@ -44,6 +51,15 @@ pub(super) enum Claim {
     Foreign,
 }
 
+/// Why a watch on the key is left
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    Deleted,
+    Foreign,
+    /// It is there although it should not be, or it is time to look, or something else is wished for
+    Look,
+}
+
 /// What the last event says about the key
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
@@ -54,43 +70,72 @@ enum Seen {
 
 impl Key {
     pub(super) fn new(key: String, value: String) -> Self {
-        Self { key, value, claimed: None }
+        Self { key, value, claimed: None, may_stand: false }
     }
 
-    /// Keeps the key in etcd, under `lease`, until that is no longer possible
-    pub(super) async fn tend(&mut self, lane: &Lane, lease: Lease, report: &Report) -> Ended {
+    /// Keeps the key in etcd, under `lease`, or out of it, as wished, until that is no longer possible
+    pub(super) async fn tend(
+        &mut self,
+        lane: &Lane,
+        lease: Lease,
+        wish: &mut Followed,
+        report: &Report,
+    ) -> Ended {
         let mut pace = Pace::new();
         loop {
             pace.on_attempt();
-            let error = match self.tend_on_one_watch(lane, lease, report).await {
-                Ok(Seen::Foreign) => return Ended::Overwritten,
-                Ok(Seen::Deleted) => {
+            let error = match self.tend_on_one_watch(lane, lease, wish, report).await {
+                Ok(News::Foreign) => return Ended::Overwritten,
+                Ok(News::Deleted) => {
                     report.on_lost(LossCause::KeyDeleted);
-                    pace.after_loss().await;
+                    tokio::select! {
+                        () = pace.after_loss() => {}
+                        () = wish.changed() => {}
+                    }
                     continue;
                 }
-                Ok(Seen::Ours) => continue,
+                Ok(News::Look) => continue,
                 Err(error) => error,
             };
             if error.is_lease_gone() {
                 return Ended::LeaseGone;
             }
             report.on_failed(&error);
-            pace.after(&error).await;
+            tokio::select! {
+                () = pace.after(&error) => {}
+                () = wish.changed() => {}
+            }
         }
     }
 
-    /// Claims the key, then watches it; `Ours` means that it is time to look again
+    /// Puts the key or takes it away, then watches it
+    ///
+    /// No wish interrupts a request: what is under way could overtake the next one.
     async fn tend_on_one_watch(
         &mut self,
         lane: &Lane,
         lease: Lease,
+        wish: &mut Followed,
         report: &Report,
-    ) -> Result<Seen, RequestError> {
-        let claim = self.claim(lane, lease.id).await?;
-        self.on_claimed(&claim);
-        let Claim::Held { revision, .. } = claim else { return Ok(Seen::Foreign) };
-        report.on_registered(lease);
+    ) -> Result<News, RequestError> {
+        let wished = wish.current();
+        let revision = if wished.present {
+            report.on_wanted();
+            self.on_claiming();
+            let claim = self.claim(lane, lease.id).await?;
+            self.on_claimed(&claim);
+            let Claim::Held { revision, .. } = claim else { return Ok(News::Foreign) };
+            report.on_registered(lease);
+            report.on_followed(wished);
+            revision
+        } else {
+            if !self.may_stand {
+                report.on_paused(wished);
+            }
+            let revision = self.withdraw(lane, lease.id).await?;
+            report.on_paused(wished);
+            revision
+        };
         let options = WatchOptions::new().with_start_revision(revision + 1);
         let (mut watch, _) = Watch::open(lane, &self.key, options).await?;
         let look = sleep(LOOK.mul_f64(0.9 + 0.2 * fastrand::f64()));
@@ -98,13 +143,18 @@ impl Key {
         loop {
             let message = tokio::select! {
                 message = watch.next() => message?,
-                () = &mut look => return Ok(Seen::Ours),
+                () = &mut look => return Ok(News::Look),
+                () = wish.changed() => return Ok(News::Look),
             };
-            match seen(message.events(), lease.id) {
-                Seen::Ours => {}
-                news => return Ok(news),
+            if let Some(news) = news(message.events(), lease.id, wished) {
+                return Ok(news);
             }
         }
+    }
+
+    /// A claim is about to be sent: from now on nobody knows
+    pub(super) fn on_claiming(&mut self) {
+        self.may_stand = true;
     }
 
     pub(super) fn on_claimed(&mut self, claim: &Claim) {
@@ -113,14 +163,20 @@ impl Key {
         }
     }
 
+    /// The lease under which it was put is gone, and the key with it
+    pub(super) fn on_lease_gone(&mut self) {
+        self.may_stand = false;
+    }
+
+    pub(super) fn may_stand(&self) -> bool {
+        self.may_stand
+    }
+
     /// Puts the key under `lease`: the first time in any case, later only where it is missing or still ours
     ///
     /// The later of two instances with one id wins. One that has lost its lease meanwhile is the earlier one.
     pub(super) async fn claim(&self, lane: &Lane, lease: i64) -> Result<Claim, RequestError> {
-        let held = |answer: &TxnResponse| {
-            let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-            Claim::Held { lease, revision }
-        };
+        let held = |answer: &TxnResponse| Claim::Held { lease, revision: revision(answer) };
         if self.claimed.is_none() {
             return Ok(held(&txn(lane, REQUEST, Txn::new().and_then([self.put(lease)])).await?));
         }
@@ -140,11 +196,19 @@ impl Key {
         }
     }
 
-    /// Deletes the key if it is still under `lease`
-    pub(super) async fn delete(&self, lane: &Lane, lease: i64, limit: Duration) -> Result<(), RequestError> {
+    /// Deletes the key if it is still under `lease`; tells the revision as of which it is gone
+    pub(super) async fn delete(&self, lane: &Lane, lease: i64, limit: Duration) -> Result<i64, RequestError> {
         let ours = Compare::lease(self.key.as_str(), CompareOp::Equal, lease);
         let delete = TxnOp::delete(self.key.as_str(), None);
-        txn(lane, limit, Txn::new().when([ours]).and_then([delete])).await.map(drop)
+        let answer = txn(lane, limit, Txn::new().when([ours]).and_then([delete])).await?;
+        Ok(revision(&answer))
+    }
+
+    /// The same while the registration goes on
+    async fn withdraw(&mut self, lane: &Lane, lease: i64) -> Result<i64, RequestError> {
+        let revision = self.delete(lane, lease, REQUEST).await?;
+        self.may_stand = false;
+        Ok(revision)
     }
 
     fn put(&self, lease: i64) -> TxnOp {
@@ -174,6 +238,10 @@ async fn txn(lane: &Lane, limit: Duration, txn: Txn) -> Result<TxnResponse, Requ
     lane.request(limit, |client| async move { client.kv_client().txn(txn).await }).await
 }
 
+fn revision(answer: &TxnResponse) -> i64 {
+    answer.header().map_or(0, etcd_client::ResponseHeader::revision)
+}
+
 /// The pair that a get in the transaction's else branch has found
 fn present(answer: &TxnResponse) -> Option<KeyValue> {
     answer.op_responses().into_iter().find_map(|response| match response {
@@ -182,12 +250,25 @@ fn present(answer: &TxnResponse) -> Option<KeyValue> {
     })
 }
 
-/// What `events` leave behind: only the last one counts
-fn seen(events: &[Event], lease: i64) -> Seen {
-    match events.last() {
-        None => Seen::Ours,
-        Some(event) if event.event_type() == EventType::Delete => Seen::Deleted,
-        Some(event) if event.kv().is_some_and(|pair| pair.lease() == lease) => Seen::Ours,
-        Some(_) => Seen::Foreign,
+/// What `events` call for
+fn news(events: &[Event], lease: i64, wished: Wish) -> Option<News> {
+    match (seen(events, lease)?, wished.present) {
+        (Seen::Ours, true) => None,
+        (Seen::Deleted, true) => Some(News::Deleted),
+        (Seen::Foreign, true) => Some(News::Foreign),
+        // A claim that was given up has come through after all.
+        (Seen::Ours, false) => Some(News::Look),
+        // Whether it is free is asked when it is wanted again.
+        (Seen::Deleted | Seen::Foreign, false) => None,
     }
+}
+
+/// What `events` leave behind: only the last one counts
+fn seen(events: &[Event], lease: i64) -> Option<Seen> {
+    let last = events.last()?;
+    Some(match last.event_type() {
+        EventType::Delete => Seen::Deleted,
+        EventType::Put if last.kv().is_some_and(|pair| pair.lease() == lease) => Seen::Ours,
+        EventType::Put => Seen::Foreign,
+    })
 }

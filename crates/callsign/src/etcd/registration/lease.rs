@@ -1,9 +1,12 @@
 //! The lease: granted, kept alive, revoked
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, future::pending, time::Duration};
 
-use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
-use tokio::time::{Instant, timeout, timeout_at};
+use etcd_client::{Client, LeaseGrantOptions, LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::report::Report;
 use crate::etcd::{
@@ -14,6 +17,9 @@ use crate::etcd::{
 
 /// etcd's answer to a keepalive takes milliseconds; a member whose leader is frozen would take 7 s to fail.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// What a stream on another host may take at least, dial and handshakes included, however short the TTL.
+const OPEN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lease {
@@ -31,18 +37,41 @@ impl Lease {
     fn answer(self) -> Duration {
         self.interval().min(ANSWER)
     }
+
+    /// The lease runs out meanwhile: a host that is no better than the last one is left as soon as that one was
+    fn open(self) -> Duration {
+        self.answer().max(OPEN)
+    }
 }
 
-pub(super) async fn grant(lane: &Lane, ttl: i64) -> Result<Lease, RequestError> {
-    let granted =
-        lane.request(REQUEST, |client| async move { client.lease_client().grant(ttl, None).await }).await?;
-    let ttl = Duration::from_secs(u64::try_from(granted.ttl()).unwrap_or_default());
-    Ok(Lease { id: granted.id(), ttl })
+/// A new lease's id
+///
+/// Ours to choose, so that a lease can be revoked although the answer to its grant never came.
+pub(super) fn new_id() -> i64 {
+    fastrand::i64(1..)
 }
 
-/// Revokes `lease`; a lease that is gone already is what was wanted
-pub(super) async fn revoke(lane: &Lane, lease: Lease, limit: Duration) -> Result<(), RequestError> {
-    match lane.request(limit, |client| async move { client.lease_client().revoke(lease.id).await }).await {
+/// Asks for the lease `id`; one that an earlier attempt was granted, unheard, is as good
+pub(super) async fn grant(lane: &Lane, id: i64, ttl: i64) -> Result<Lease, RequestError> {
+    let options = LeaseGrantOptions::new().with_id(id);
+    let grant = |client: Client| async move { client.lease_client().grant(ttl, Some(options)).await };
+    let ttl = match lane.request(REQUEST, grant).await {
+        Ok(granted) => granted.ttl(),
+        Err(error) if error.is_lease_present() => granted_ttl(lane, id).await?,
+        Err(error) => return Err(error),
+    };
+    Ok(Lease { id, ttl: Duration::from_secs(u64::try_from(ttl).unwrap_or_default()) })
+}
+
+async fn granted_ttl(lane: &Lane, id: i64) -> Result<i64, RequestError> {
+    let ask = |client: Client| async move { client.lease_client().time_to_live(id, None).await };
+    let found = lane.request(REQUEST, ask).await?;
+    if found.ttl() > 0 { Ok(found.granted_ttl()) } else { Err(RequestError::lease_gone(lane.link().host())) }
+}
+
+/// Revokes the lease `id`; one that is gone already is what was wanted
+pub(super) async fn revoke(lane: &Lane, id: i64, limit: Duration) -> Result<(), RequestError> {
+    match lane.request(limit, |client| async move { client.lease_client().revoke(id).await }).await {
         Err(error) if !error.is_lease_gone() => Err(error),
         _ => Ok(()),
     }
@@ -52,20 +81,37 @@ pub(super) async fn revoke(lane: &Lane, lease: Lease, limit: Duration) -> Result
 ///
 /// Only etcd's word counts: after a pause of this process, or of etcd, the lease may be alive long after its TTL.
 pub(super) async fn keep(lane: &Lane, lease: Lease, report: &Report) {
+    let (confirmed, seen) = watch::channel(Instant::now());
+    tokio::select! {
+        () = keep_confirmed(lane, lease, report, confirmed) => {}
+        never = doubt(lease, seen, report) => match never {},
+    }
+}
+
+async fn keep_confirmed(lane: &Lane, lease: Lease, report: &Report, confirmed: watch::Sender<Instant>) {
     let mut pace = Pace::new();
-    let mut confirmed = Instant::now();
     loop {
         pace.on_attempt();
-        let Err(error) = keep_on_one_stream(lane, lease, report, &mut pace, &mut confirmed).await;
+        let Err(error) = keep_on_one_stream(lane, lease, report, &mut pace, &confirmed).await;
         if error.is_lease_gone() {
             tracing::debug!(key = report.key(), %error, "lease ended");
             return;
         }
         tracing::debug!(key = report.key(), %error, "keepalive failed; trying the next host");
-        if confirmed.elapsed() >= lease.ttl {
-            report.on_unconfirmed();
-        }
         pace.after(&error).await;
+    }
+}
+
+/// Says when nothing was confirmed for a TTL, whatever the attempts wait for
+async fn doubt(lease: Lease, mut confirmed: watch::Receiver<Instant>, report: &Report) -> Infallible {
+    loop {
+        let left = lease.ttl.saturating_sub(confirmed.borrow_and_update().elapsed());
+        if timeout(left, confirmed.changed()).await.is_err() {
+            report.on_unconfirmed();
+            if confirmed.changed().await.is_err() {
+                return pending().await;
+            }
+        }
     }
 }
 
@@ -74,13 +120,13 @@ async fn keep_on_one_stream(
     lease: Lease,
     report: &Report,
     pace: &mut Pace,
-    confirmed: &mut Instant,
+    confirmed: &watch::Sender<Instant>,
 ) -> Result<Infallible, RequestError> {
     let mut sent = Instant::now();
     let mut stream = KeepAlive::open(lane, lease).await?;
     loop {
         // The lease counts from the moment of sending: that is no later than etcd counts from.
-        *confirmed = sent;
+        confirmed.send_replace(sent);
         report.on_confirmed(lease);
         stream.quiet_for(pace.vary(lease.interval())).await?;
         sent = Instant::now();
@@ -101,8 +147,8 @@ impl<'a> KeepAlive<'a> {
     /// Opens a stream and waits for the answer to its first keepalive
     async fn open(lane: &'a Lane, lease: Lease) -> Result<Self, RequestError> {
         let link = lane.link();
-        let opened =
-            link.ask(REQUEST, |client| async move { client.lease_client().keep_alive(lease.id).await }).await;
+        let keep_alive = |client: Client| async move { client.lease_client().keep_alive(lease.id).await };
+        let opened = link.ask(lease.open(), keep_alive).await;
         let (keeper, answers) = lane.settle(&link, opened)?;
         Ok(Self { lane, link, lease, keeper, answers })
     }
@@ -159,5 +205,6 @@ mod tests {
             (Duration::from_secs(5), Duration::from_secs(2))
         );
         assert_eq!(lease(3).answer(), Duration::from_secs(1));
+        assert_eq!((lease(15).open(), lease(2).open()), (Duration::from_secs(2), Duration::from_secs(1)));
     }
 }

@@ -1,19 +1,29 @@
 //! The registration's task: which phase comes after which
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use tokio::{
-    sync::{oneshot, watch},
+    sync::oneshot,
     time::{Instant, timeout},
 };
 
 use super::{
-    LossCause, Registration, RegistrationState,
+    LossCause, Registration,
     key::{Ended, Key},
     lease::{self, Lease},
     report::Report,
+    wish::{Followed, Wisher},
 };
-use crate::etcd::{Etcd, lane::REQUEST, pace::Pace, request::RequestError};
+use crate::etcd::{
+    Etcd,
+    lane::{Lane, REQUEST},
+    pace::Pace,
+    request::RequestError,
+};
 
 /// The longest that a first attempt takes
 const FIRST: Duration = Duration::from_secs(5);
@@ -32,10 +42,15 @@ pub(super) struct Machine {
     key: Key,
     ttl: i64,
     report: Report,
-    /// The living lease; kept here so that leaving finds it whatever was interrupted
-    lease: Option<Lease>,
+    wish: Followed,
+    /// The lease that lives, or may, from before it is asked for; here, so that leaving finds it whatever was interrupted
+    lease: Option<i64>,
+    /// The request for it; here for the same reason: what revokes must not overtake what grants
+    asking: Option<Asking>,
     pace: Pace,
 }
+
+type Asking = Pin<Box<dyn Future<Output = Result<Lease, RequestError>> + Send>>;
 
 pub(super) enum Phase {
     /// Nothing was tried yet, and a failure is the end
@@ -49,25 +64,18 @@ pub(super) enum Phase {
 }
 
 impl Machine {
-    pub(super) fn new(
-        etcd: Etcd,
-        key: String,
-        value: String,
-        ttl: i64,
-    ) -> (Self, watch::Receiver<RegistrationState>) {
-        let (report, state) = Report::new(key.clone());
-        (Self { etcd, key: Key::new(key, value), ttl, report, lease: None, pace: Pace::new() }, state)
-    }
-
-    pub(super) fn key(&self) -> &str {
-        self.report.key()
+    /// A machine that begins with the key in etcd, or `present` not
+    pub(super) fn new(etcd: Etcd, key: Key, ttl: i64, report: Report, present: bool) -> (Self, Wisher) {
+        let (wisher, wish) = Wisher::new(present);
+        (Self { etcd, key, ttl, report, wish, lease: None, asking: None, pace: Pace::new() }, wisher)
     }
 
     /// Starts the task, which ends after `stop` was dropped, or when a first attempt has failed
-    pub(super) fn spawn(self, phase: Phase, state: watch::Receiver<RegistrationState>) -> Registration {
-        let key = self.key().to_owned();
+    pub(super) fn spawn(self, phase: Phase, wisher: Wisher) -> Registration {
+        let (key, state) = (self.report.key().to_owned(), self.report.state());
+        let progress = self.report.progress();
         let (stop, stopped) = oneshot::channel();
-        Registration { key, state, stop, task: tokio::spawn(self.run(phase, stopped)) }
+        Registration { key, state, progress, wisher, stop, task: tokio::spawn(self.run(phase, stopped)) }
     }
 
     async fn run(mut self, phase: Phase, stopped: oneshot::Receiver<Infallible>) -> Result<(), RequestError> {
@@ -101,29 +109,62 @@ impl Machine {
     /// Tries each host, for those who want to hear of a failure
     async fn first(&mut self) -> Result<Lease, RequestError> {
         let deadline = Instant::now() + FIRST;
-        let left = || deadline.saturating_duration_since(Instant::now());
-        let (kv, leases) = (self.etcd.kv(), self.etcd.leases());
-        let lease = leases.insist(left(), || lease::grant(leases, self.ttl)).await?;
-        self.lease = Some(lease);
-        let claim = kv.insist(left(), || self.key.claim(kv, lease.id)).await?;
-        self.key.on_claimed(&claim);
-        self.report.on_registered(lease);
+        let left = move || deadline.saturating_duration_since(Instant::now());
+        let (leases, ttl) = (self.etcd.leases().clone(), self.ttl);
+        let lease = self
+            .ask(|id| async move { leases.insist(left(), || lease::grant(&leases, id, ttl)).await })
+            .await?;
+        let wished = self.wish.current();
+        if wished.present {
+            let kv = self.etcd.kv();
+            self.key.on_claiming();
+            let claim = kv.insist(left(), || self.key.claim(kv, lease.id)).await?;
+            self.key.on_claimed(&claim);
+            self.report.on_registered(lease);
+            self.report.on_followed(wished);
+        } else {
+            self.report.on_paused(wished);
+        }
         Ok(lease)
     }
 
     async fn grant(&mut self) -> Phase {
         self.pace.on_attempt();
-        match lease::grant(self.etcd.leases(), self.ttl).await {
-            Ok(lease) => {
-                self.lease = Some(lease);
-                Phase::Leased(lease)
-            }
-            Err(error) => {
-                self.report.on_failed(&error);
-                self.pace.after(&error).await;
-                Phase::Granting
-            }
+        follow_without_lease(&mut self.wish, &self.report);
+        let (leases, ttl) = (self.etcd.leases().clone(), self.ttl);
+        let granted = self.ask(|id| async move { lease::grant(&leases, id, ttl).await });
+        let error = match granted.await {
+            Ok(lease) => return Phase::Leased(lease),
+            Err(error) => error,
+        };
+        if error.is_lease_gone() {
+            self.lease = None;
         }
+        self.report.on_failed(&error);
+        tokio::select! {
+            () = self.pace.after(&error) => {}
+            () = self.wish.changed() => {}
+        }
+        Phase::Granting
+    }
+
+    /// Sends `grant` for a lease of our own naming and waits for the answer
+    ///
+    /// Asking again after a failure names the same lease: whichever request came through, there is one at most.
+    async fn ask<F>(&mut self, grant: impl FnOnce(i64) -> F) -> Result<Lease, RequestError>
+    where
+        F: Future<Output = Result<Lease, RequestError>> + Send + 'static,
+    {
+        let id = *self.lease.get_or_insert_with(lease::new_id);
+        let mut asking = self.asking.insert(Box::pin(grant(id))).as_mut();
+        let answer = loop {
+            tokio::select! {
+                answer = &mut asking => break answer,
+                () = self.wish.changed() => follow_without_lease(&mut self.wish, &self.report),
+            }
+        };
+        self.asking = None;
+        answer
     }
 
     /// Keeps lease and key until one of them is lost
@@ -131,7 +172,7 @@ impl Machine {
         self.pace.on_attempt();
         let ended = tokio::select! {
             () = lease::keep(self.etcd.leases(), lease, &self.report) => Ended::LeaseGone,
-            ended = self.key.tend(self.etcd.kv(), lease, &self.report) => ended,
+            ended = self.key.tend(self.etcd.kv(), lease, &mut self.wish, &self.report) => ended,
         };
         match ended {
             Ended::Overwritten => {
@@ -141,6 +182,7 @@ impl Machine {
             Ended::LeaseGone => {
                 self.report.on_lost(LossCause::LeaseEnded);
                 self.lease = None;
+                self.key.on_lease_gone();
                 self.pace.after_loss().await;
                 Phase::Granting
             }
@@ -157,27 +199,59 @@ impl Machine {
         }
     }
 
-    /// Takes the key away; either of two ways will do
+    /// Takes the key away, and the lease
     async fn leave(&mut self) -> Result<(), RequestError> {
-        let Some(lease) = self.lease else { return Ok(()) };
-        let (kv, leases) = (self.etcd.kv(), self.etcd.leases());
-        // Revoking deletes the key too, if it is still under this lease; it goes over another connection, though.
-        let deleted = kv.insist(LEAVE, || self.key.delete(kv, lease.id, LEAVE_REQUEST));
-        let revoked = leases.insist(LEAVE, || lease::revoke(leases, lease, LEAVE_REQUEST));
-        let (mut deleted, mut revoked) = (pin!(deleted), pin!(revoked));
-        tokio::select! {
-            result = &mut revoked => match result {
-                Ok(()) => Ok(()),
-                Err(error) => deleted.await.map_err(|_| error),
-            },
-            result = &mut deleted => match result {
-                Ok(()) => {
-                    // Whatever comes of it: the key is gone.
-                    let _ = timeout(LEAVE_LEASE, revoked).await;
-                    Ok(())
-                }
-                Err(_) => revoked.await,
-            },
+        let deadline = Instant::now() + LEAVE;
+        if let Some(asking) = self.asking.take() {
+            // Granted or not, it is revoked next.
+            let _ = timeout(LEAVE_REQUEST, asking).await;
         }
+        let Some(lease) = self.lease else { return Ok(()) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let leases = self.etcd.leases();
+        let revoked = leases.insist(left, || lease::revoke(leases, lease, LEAVE_REQUEST));
+        if self.key.may_stand() {
+            return vanish(&self.key, self.etcd.kv(), lease, left, revoked).await;
+        }
+        // Whatever comes of it: there is no key, and the lease ends by itself.
+        let _ = revoked.await;
+        Ok(())
+    }
+}
+
+/// Takes the key away; either of two ways will do
+async fn vanish(
+    key: &Key,
+    kv: &Lane,
+    lease: i64,
+    limit: Duration,
+    revoked: impl Future<Output = Result<(), RequestError>>,
+) -> Result<(), RequestError> {
+    // Revoking deletes the key too, if it is still under this lease; it goes over another connection, though.
+    let deleted = kv.insist(limit, || key.delete(kv, lease, LEAVE_REQUEST));
+    let (mut deleted, mut revoked) = (pin!(deleted), pin!(revoked));
+    tokio::select! {
+        result = &mut revoked => match result {
+            Ok(()) => Ok(()),
+            Err(error) => deleted.await.map(drop).map_err(|_| error),
+        },
+        result = &mut deleted => match result {
+            Ok(_) => {
+                // Whatever comes of it: the key is gone.
+                let _ = timeout(LEAVE_LEASE, revoked).await;
+                Ok(())
+            }
+            Err(_) => revoked.await,
+        },
+    }
+}
+
+/// Without a lease there is no key: what is to be taken away is gone already
+fn follow_without_lease(wish: &mut Followed, report: &Report) {
+    let wished = wish.current();
+    if wished.present {
+        report.on_wanted();
+    } else {
+        report.on_paused(wished);
     }
 }

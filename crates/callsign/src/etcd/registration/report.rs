@@ -2,7 +2,11 @@
 
 use tokio::sync::watch;
 
-use super::{LossCause, RegistrationState, lease::Lease};
+use super::{
+    LossCause, RegistrationState,
+    lease::Lease,
+    wish::{Fulfilled, Wish},
+};
 use crate::etcd::request::RequestError;
 
 /// The visible state; logs its changes, once each
@@ -10,12 +14,28 @@ use crate::etcd::request::RequestError;
 pub(super) struct Report {
     key: String,
     state: watch::Sender<RegistrationState>,
+    progress: watch::Sender<Progress>,
+}
+
+/// What those need to know, beside the state, who wait for a wish
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress {
+    pub(super) fulfilled: Fulfilled,
+    /// What went wrong last
+    pub(super) failure: Option<String>,
 }
 
 impl Report {
-    pub(super) fn new(key: String) -> (Self, watch::Receiver<RegistrationState>) {
-        let (state, seen) = watch::channel(RegistrationState::Granting { cause: None });
-        (Self { key, state }, seen)
+    pub(super) fn new(key: String, state: watch::Sender<RegistrationState>) -> Self {
+        Self { key, state, progress: watch::Sender::default() }
+    }
+
+    pub(super) fn state(&self) -> watch::Receiver<RegistrationState> {
+        self.state.subscribe()
+    }
+
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
     }
 
     pub(super) fn key(&self) -> &str {
@@ -29,9 +49,30 @@ impl Report {
         }
     }
 
+    /// The key is not in etcd, on request
+    pub(super) fn on_paused(&self, wish: Wish) {
+        if self.set(RegistrationState::Paused) {
+            tracing::info!(key = %self.key, "paused");
+        }
+        self.on_followed(wish);
+    }
+
+    /// The key is to be in etcd, again perhaps
+    pub(super) fn on_wanted(&self) {
+        if self.is_paused() {
+            self.set(RegistrationState::Granting { cause: None });
+        }
+    }
+
+    /// What was wished for is so in etcd
+    pub(super) fn on_followed(&self, wish: Wish) {
+        self.progress.send_replace(Progress { fulfilled: Fulfilled::up_to(wish), failure: None });
+    }
+
     /// An attempt failed; what is registered stays so until etcd says otherwise or the TTL has passed
     pub(super) fn on_failed(&self, error: &RequestError) {
         let (key, cause) = (&self.key, error.to_string());
+        self.progress.send_modify(|progress| progress.failure = Some(cause.clone()));
         let first = match &*self.state.borrow() {
             RegistrationState::Granting { cause: None }
             | RegistrationState::Lost { cause: LossCause::LeaseEnded | LossCause::KeyDeleted } => true,
@@ -50,6 +91,11 @@ impl Report {
     }
 
     pub(super) fn on_lost(&self, cause: LossCause) {
+        if self.is_paused() {
+            // Nothing was there to be lost.
+            tracing::debug!(key = %self.key, ?cause, "lost while paused");
+            return;
+        }
         if self.set(RegistrationState::Lost { cause }) {
             match cause {
                 LossCause::Overwritten => {
@@ -90,6 +136,10 @@ impl Report {
             }
         }
         self.set(RegistrationState::Deregistered);
+    }
+
+    fn is_paused(&self) -> bool {
+        *self.state.borrow() == RegistrationState::Paused
     }
 
     /// Whether that is a change

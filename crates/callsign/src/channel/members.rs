@@ -1,0 +1,196 @@
+//! The endpoints of a channel by discovery's keys: made, renewed, held and let go
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use callsign_core::hold::{Decision, Hold, Stands};
+use http::uri::Authority;
+use tokio::sync::mpsc;
+
+use super::shared::{Book, Entry, Standing};
+use crate::{
+    connection,
+    endpoint::{self, Endpoint, Event, Handle},
+    instance::{Address, Instance},
+};
+
+/// What endpoints are made with
+#[derive(Debug)]
+pub(super) struct EndpointConfig {
+    pub(super) connection: connection::Config,
+    /// Instead of each endpoint's address.
+    pub(super) authority: Option<Authority>,
+}
+
+/// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
+pub(super) struct Members<K> {
+    by_key: HashMap<K, Member>,
+    hold: Hold,
+    config: EndpointConfig,
+    next_number: u64,
+}
+
+struct Member {
+    number: u64,
+    /// As discovery has told it last
+    instance: Instance,
+    /// Its drop drains the endpoint.
+    handle: Handle,
+    listed: bool,
+}
+
+impl<K: Hash + Eq> Members<K> {
+    pub(super) fn new(config: EndpointConfig, hold_window: Duration) -> Self {
+        Self { by_key: HashMap::new(), hold: Hold::new(hold_window), config, next_number: 0 }
+    }
+
+    /// Discovery lists `instance`, which may be known; a new endpoint tells `reporter` what becomes of it
+    pub(super) fn insert(
+        &mut self,
+        key: K,
+        instance: Instance,
+        book: &mut Book,
+        reporter: &mpsc::UnboundedSender<Event>,
+        now: Instant,
+    ) {
+        if let Some(member) = self.by_key.get_mut(&key)
+            && member.instance.address == instance.address
+        {
+            let returns = !std::mem::replace(&mut member.listed, true);
+            if returns || is_anew(&member.instance, &instance) {
+                member.handle.renew();
+            }
+            if returns {
+                self.hold.insert(member.number, now);
+                book.set_standing(member.number, Standing::Listed);
+            }
+            member.instance = instance;
+            return;
+        }
+        // Another address under the same key is another endpoint. The old one goes also when the new one cannot be used:
+        // discovery does not list it any more.
+        self.let_go(&key, book, now);
+        let Some(authority) = self.authority(&instance.address) else { return };
+        let number = self.next_number;
+        self.next_number += 1;
+        let (address, load) = (instance.address.clone(), Arc::default());
+        let endpoint = Arc::new(Endpoint { number, address, authority, load });
+        book.entries.insert(number, Entry::new(Arc::clone(&endpoint)));
+        let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
+        self.hold.insert(number, now);
+        self.by_key.insert(key, Member { number, instance, handle, listed: true });
+    }
+
+    /// The `:authority` of calls to `address`, if there can be any
+    fn authority(&self, address: &Address) -> Option<Authority> {
+        if address.is_https() {
+            // Going on in plaintext would be a silent downgrade.
+            tracing::warn!(%address, "TLS is not supported yet: instance skipped");
+            return None;
+        }
+        match &self.config.authority {
+            Some(authority) => Some(authority.clone()),
+            None => Authority::try_from(address.authority())
+                .inspect_err(|error| {
+                    tracing::warn!(%address, %error, "not a valid authority: instance skipped");
+                })
+                .ok(),
+        }
+    }
+
+    /// Discovery has removed `key`: no new calls, unless it turns out to be one of many
+    pub(super) fn remove(&mut self, key: &K, book: &mut Book, now: Instant) {
+        let Some(member) = self.by_key.get_mut(key).filter(|member| member.listed) else { return };
+        if !self.hold.is_on() || !book.answers(member.number) {
+            return self.let_go(key, book, now);
+        }
+        member.listed = false;
+        member.handle.keep_only();
+        self.hold.remove(member.number, true, now);
+    }
+
+    /// Drains an endpoint, whatever else is removed
+    fn let_go(&mut self, key: &K, book: &mut Book, now: Instant) {
+        let Some(member) = self.by_key.remove(key) else { return };
+        if member.listed {
+            self.hold.remove(member.number, false, now);
+        }
+        self.hold.lost(member.number);
+        book.set_standing(member.number, Standing::Leaving);
+    }
+
+    /// Judges the changes since the last time together: removed endpoints are held, or drain
+    pub(super) fn settle(&mut self, service: &str, book: &mut Book, now: Instant) {
+        // As long as nobody was removed there is no need to look at each.
+        let calm = self.hold.is_calm();
+        let removed = self.by_key.values().filter(|member| !(calm || member.listed));
+        let removed: Vec<_> = removed.map(|member| member.number).collect();
+        for &number in removed.iter().filter(|number| !book.answers(**number)) {
+            self.hold.lost(number);
+        }
+        let decision = self.hold.decide(now);
+        for &number in &removed {
+            let held = self.hold.stands(number) == Stands::Held;
+            book.set_standing(number, if held { Standing::Held } else { Standing::Leaving });
+        }
+        if !removed.is_empty() {
+            let stays = |member: &Member| member.listed || self.hold.stands(member.number) != Stands::Gone;
+            self.by_key.retain(|_, member| stays(member));
+        }
+        tell(service, decision);
+    }
+
+    /// When [`settle`](Self::settle) is next called for, though nothing may have changed
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.hold.due()
+    }
+}
+
+fn tell(service: &str, decision: Decision) {
+    if let Some(vanished) = decision.began {
+        tracing::warn!(
+            service,
+            vanished = vanished.missing,
+            of = vanished.of,
+            held = decision.held,
+            "too many instances vanished at once: those that still answer are held"
+        );
+    } else if decision.held > 0 {
+        tracing::debug!(service, held = decision.held, "more endpoints are held");
+    }
+    if decision.ended {
+        tracing::info!(service, "no endpoint is held any more");
+    }
+}
+
+/// Whether the server behind a known key has registered anew
+///
+/// An older instance that is shown since a newer one has left is no news of the server. The same id at a lower revision is:
+/// etcd was wiped. Where there are no revisions every insert is news.
+fn is_anew(known: &Instance, instance: &Instance) -> bool {
+    let (before, now) = (known.mod_revision, instance.mod_revision);
+    now == 0 || now > before || (known.id == instance.id && now != before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_instance_that_is_left_is_no_news_of_the_server() {
+        let instance = |id: &str, mod_revision| {
+            let address = Address::new("h", 1).unwrap();
+            Instance { id: id.into(), mod_revision, ..Instance::new(address) }
+        };
+        let is_anew = |before, now| super::is_anew(&before, &now);
+        assert!(is_anew(instance("a", 5), instance("a", 6)) && is_anew(instance("a", 5), instance("b", 6)));
+        assert!(!is_anew(instance("b", 6), instance("a", 5)), "b has left");
+        assert!(!is_anew(instance("a", 5), instance("a", 5)), "only the metadata is another");
+        assert!(is_anew(instance("a", 5000), instance("a", 3)), "etcd was wiped");
+        assert!(is_anew(instance("a", 0), instance("a", 0)), "a list of one's own has no revisions");
+    }
+}

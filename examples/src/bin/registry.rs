@@ -1,0 +1,82 @@
+//! The registry without a server or a channel: register, look, watch, list, deregister
+//!
+//!     cargo run -p callsign-examples --bin registry -- --service hello.rpc --address 127.0.0.1:9090
+//!
+//! (without a `protoc`: `cargo xtask run registry --service hello.rpc --address 127.0.0.1:9090`)
+//!
+//! etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379. Start several of them with
+//! different addresses and watch them see each other; ctrl-c ends one.
+
+use std::{error::Error, net::SocketAddr};
+
+use callsign::{Address, Etcd, EtcdOptions, Registration, RegistrationState};
+use lexopt::prelude::*;
+use tokio_stream::StreamExt;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let Options { service, address } = Options::from_command_line()?;
+    let etcd = Etcd::connect(EtcdOptions::from_env()).await?;
+
+    // Register: returns when the key is in etcd, and keeps it there whatever becomes of etcd.
+    let registration = Registration::builder(&etcd, &service, address).register().await?;
+
+    // What callbacks on start and stop are elsewhere: a task that follows the state. It ends after the last one.
+    let mut state = registration.state();
+    let callbacks = tokio::spawn(async move {
+        loop {
+            match &*state.borrow_and_update() {
+                RegistrationState::Registered { lease, .. } => println!("started, under lease {lease:x}"),
+                RegistrationState::Lost { cause } => println!("lost: {cause:?}"),
+                RegistrationState::Deregistered => println!("stopped"),
+                other => println!("{other:?}"),
+            }
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+
+    // Get a service, and list all of them.
+    println!("now: {} of {service}", etcd.instances(&service).await?.len());
+    println!("services: {}", etcd.services().await?.join(", "));
+
+    // Watch: the next list is an `await`, and stopping is a drop. (`etcd.watch` alone gives the single changes.)
+    let mut lists = etcd.watch(&service)?.snapshots();
+    loop {
+        tokio::select! {
+            Some(instances) = lists.next() => {
+                let shown: Vec<_> = instances.iter().map(|instance| instance.address.to_string()).collect();
+                println!("{service}: {}", shown.join(", "));
+            }
+            stop = tokio::signal::ctrl_c() => break stop?,
+        }
+    }
+    drop(lists);
+
+    // Deregister: returns when the key is gone. A dropped registration does the same in the background.
+    registration.deregister().await?;
+    callbacks.await?;
+    Ok(())
+}
+
+struct Options {
+    service: String,
+    address: Address,
+}
+
+impl Options {
+    fn from_command_line() -> Result<Self, lexopt::Error> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 9090)).into();
+        let mut options = Self { service: "hello.rpc".to_owned(), address };
+        let mut arguments = lexopt::Parser::from_env();
+        while let Some(argument) = arguments.next()? {
+            match argument {
+                Long("service") => options.service = arguments.value()?.string()?,
+                Long("address") => options.address = arguments.value()?.parse()?,
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(options)
+    }
+}
