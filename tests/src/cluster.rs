@@ -59,12 +59,39 @@ impl Cluster {
 
     /// The same with more of etcd's options, for each member
     pub async fn start_with(options: &[&str]) -> Self {
+        Self::behind_proxies(EtcdProcess::start_three_with(options).await).await
+    }
+
+    /// The same over TLS, as these options tell; the truth is read in plaintext
+    pub async fn start_tls(options: &[&str]) -> Self {
+        Self::behind_proxies(EtcdProcess::start_three_tls(options).await).await
+    }
+
+    async fn behind_proxies(etcds: [EtcdProcess; 3]) -> Self {
         let mut members = Vec::new();
-        for etcd in EtcdProcess::start_three_with(options).await {
-            let proxy = Proxy::to(etcd.endpoint()).await;
+        for etcd in etcds {
+            let proxy = Proxy::to(etcd.secure_endpoint()).await;
             members.push(Member { proxy, etcd, condition: Condition::Running });
         }
         Self { members }
+    }
+
+    /// From now on a login is needed: root's, or that of `user`, who may read and write what begins with one of
+    /// `prefixes`
+    pub async fn enable_auth(&self, user: &str, password: &str, prefixes: &[&str]) {
+        self.running().enable_auth().await;
+        self.as_root(&["role", "add", user]).await;
+        for prefix in prefixes {
+            self.as_root(&["role", "grant-permission", user, "readwrite", "--prefix=true", prefix]).await;
+        }
+        self.as_root(&["user", "add", &format!("{user}:{password}")]).await;
+        self.as_root(&["user", "grant-role", user, user]).await;
+    }
+
+    /// `etcdctl` with root's name and password, once authentication is enabled
+    pub async fn as_root(&self, arguments: &[&str]) -> String {
+        let login = ["--user", "root:root"];
+        self.running().etcdctl(login.iter().chain(arguments)).await
     }
 
     /// How many members there are

@@ -44,6 +44,10 @@ pub struct Plan {
     pub rate: u32,
     /// Of each call (2 s)
     pub deadline: Duration,
+    /// What stands before the hosts of etcd, `user:password@` (nothing)
+    pub login: String,
+    /// What stands behind them, `?tls_ca=FILE` (nothing)
+    pub options: String,
 }
 
 impl Plan {
@@ -57,7 +61,20 @@ impl Plan {
             clients: 1,
             rate: 100,
             deadline: Duration::from_secs(2),
+            login: String::new(),
+            options: String::new(),
         }
+    }
+
+    /// The etcd at `hosts` as a text, for the environment or to be parsed
+    pub fn etcd(&self, hosts: &[String]) -> String {
+        format!("{}{}{}", self.login, hosts.join(","), self.options)
+    }
+
+    /// A session that connects when it is needed
+    pub fn session(&self, hosts: &[String]) -> Etcd {
+        let options: EtcdOptions = self.etcd(hosts).parse().expect("a valid text");
+        Etcd::connect_lazy(options).expect("valid options")
     }
 }
 
@@ -93,7 +110,7 @@ pub struct Client {
 impl Client {
     /// Finds `service` through `hosts`, waits until an endpoint is ready and begins to call
     pub async fn start(name: &str, hosts: &[String], plan: &Plan) -> Self {
-        let session = session(hosts);
+        let session = plan.session(hosts);
         let channel = EtcdChannel::builder(&plan.service).etcd(&session);
         let channel = channel.connect_timeout(LEFT).connect().await.expect("servers are registered");
         let discover = EtcdDiscover::new(&session, plan.service.as_str()).expect("a valid name");
@@ -104,7 +121,7 @@ impl Client {
     }
 }
 
-/// A session that connects when it is needed
+/// A session that connects when it is needed, as nobody and in plaintext
 pub fn session(hosts: &[String]) -> Etcd {
     Etcd::connect_lazy(EtcdOptions::new(hosts)).expect("the proxies' addresses are valid")
 }
@@ -112,7 +129,7 @@ pub fn session(hosts: &[String]) -> Etcd {
 impl Fleet {
     /// Starts the servers, which register in the etcd at `hosts`, waits until all are seen, and starts the clients
     pub async fn start(hosts: Vec<String>, plan: Plan) -> Self {
-        let discover = EtcdDiscover::new(&session(&hosts), plan.service.as_str()).expect("a valid name");
+        let discover = EtcdDiscover::new(&plan.session(&hosts), plan.service.as_str()).expect("a valid name");
         let observer = Observed::of("observer", discover);
         let mut fleet = Self { plan, hosts, servers: Vec::new(), clients: Vec::new(), observer };
         for _ in 0..fleet.plan.servers {
@@ -135,7 +152,7 @@ impl Fleet {
     /// What a server runs, registered as planned; more options can be given
     pub fn greeter(&self) -> Greeter {
         let Plan { greeter, service, ttl, .. } = &self.plan;
-        greeter.clone().register(service, &self.hosts.join(",")).ttl(*ttl)
+        greeter.clone().register(service, &self.plan.etcd(&self.hosts)).ttl(*ttl)
     }
 
     /// Starts one more server; its number

@@ -12,5 +12,6 @@ mod instances;
 mod log;
 mod members;
 mod protocol;
+mod refusals;
 mod store;
 mod views;

@@ -130,6 +130,20 @@ async fn row_06_the_quorum_is_lost_for_four_ttls() {
 
 #[tokio::test]
 #[ignore = "cargo xtask faults"]
+async fn row_06_all_members_freeze_and_forget_every_lease_as_they_wake() {
+    let Some(mut row) = Row::start("row 06, SIGSTOP of all members").await else { return };
+    for member in 0..row.cluster.len() {
+        row.cluster.freeze(member).await;
+    }
+    sleep(OUTAGE).await;
+    row.excuse();
+    row.cluster.heal().await;
+    row.healed().await;
+    row.end().await;
+}
+
+#[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn row_07_who_comes_while_all_of_etcd_is_down_fails_soon_or_waits_as_it_chooses() {
     let Some(mut row) = Row::start("row 07, start without etcd").await else { return };
     let hosts = row.cluster.hosts();
@@ -242,6 +256,12 @@ async fn row_25_a_member_that_is_dead_for_good_is_noticed_once_and_costs_nothing
         let address = "127.0.0.1:9".parse().expect("an address");
         let registration = Registration::builder(&session, "late.rpc", address).ttl(TTL).register().await;
         sessions.push((registration.expect("two members live"), view, session));
+    }
+    for (_, _, session) in &sessions {
+        for _ in 0..20 {
+            let listed = session.instances("hello.rpc").await.expect("no operation fails");
+            assert_eq!(listed.len(), row.fleet.servers());
+        }
     }
     sleep(3 * SECOND).await;
     let dials = row.cluster.proxies().map(Proxy::made).sum::<usize>();

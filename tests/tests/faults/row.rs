@@ -8,9 +8,10 @@ use std::{
 
 use callsign::{Registration, RegistrationState};
 use callsign_tests::{
+    certificates::Certificates,
     checker::{self, CONVERGED, Violation, changed, failed_calls, left_behind, listed, removed_while_living},
     cluster::{Cluster, Traces},
-    fleet::{Fleet, Plan, session},
+    fleet::{Fleet, Plan},
     greeter,
     lines::Lines,
     load::Tally,
@@ -50,12 +51,25 @@ pub(crate) enum Connected {
 /// How a row begins
 pub(crate) struct Setup {
     connected: Connected,
-    options: Vec<&'static str>,
+    options: Vec<String>,
+    certificates: Option<Certificates>,
+    login: bool,
+    ttl: Duration,
 }
+
+/// Who the sessions log in as, where they have to
+pub(crate) const USER: &str = "app";
+pub(crate) const PASSWORD: &str = "s3cret";
 
 impl Setup {
     pub(crate) fn new() -> Self {
-        Self { connected: Connected::Anywhere, options: Vec::new() }
+        Self {
+            connected: Connected::Anywhere,
+            options: Vec::new(),
+            certificates: None,
+            login: false,
+            ttl: TTL,
+        }
     }
 
     /// All sessions begin at this member
@@ -65,15 +79,60 @@ impl Setup {
     }
 
     /// Options of etcd
-    pub(crate) fn etcd(mut self, options: &[&'static str]) -> Self {
-        self.options.extend(options);
+    pub(crate) fn etcd<S: ToString>(mut self, options: &[S]) -> Self {
+        self.options.extend(options.iter().map(S::to_string));
         self
+    }
+
+    /// Another TTL than [`TTL`], of servers and registration
+    pub(crate) fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Everybody logs in
+    pub(crate) fn login(mut self) -> Self {
+        self.login = true;
+        self
+    }
+
+    /// Everybody speaks TLS, with certificates in files
+    pub(crate) fn tls(mut self) -> Self {
+        let certificates = Certificates::new();
+        self.options.extend(certificates.etcd_mtls_options());
+        self.certificates = Some(certificates);
+        self
+    }
+
+    async fn cluster(&self) -> Cluster {
+        let options: Vec<_> = self.options.iter().map(String::as_str).collect();
+        let cluster = match self.certificates {
+            Some(_) => Cluster::start_tls(&options).await,
+            None => Cluster::start_with(&options).await,
+        };
+        if self.login {
+            cluster.enable_auth(USER, PASSWORD, &["hello.rpc/", "probe.rpc/"]).await;
+        }
+        cluster
+    }
+
+    fn plan(&self) -> Plan {
+        let mut plan = Plan { ttl: self.ttl, ..Plan::new(greeter!()) };
+        if self.login {
+            plan.login = format!("{USER}:{PASSWORD}@");
+        }
+        if let Some(certificates) = &self.certificates {
+            let ([certificate, key], ca) = (certificates.client(), certificates.ca());
+            let [ca, certificate, key] = [ca, certificate, key].map(|path| path.display().to_string());
+            plan.options = format!("?tls_ca={ca}&tls_cert={certificate}&tls_key={key}");
+        }
+        plan
     }
 
     /// Starts cluster, fleet and a registration in this process; `None` where there is no real etcd, which is said
     pub(crate) async fn start(self, name: &'static str) -> Option<Row> {
         registry::needs_real("the fault table needs three real members")?;
-        let cluster = Cluster::start_with(&self.options).await;
+        let cluster = self.cluster().await;
         let lines = Lines::record();
         let tasks = tasks();
         let member = match self.connected {
@@ -84,10 +143,10 @@ impl Setup {
         if let Some(member) = member {
             cluster.only(member).await;
         }
-        let fleet = Fleet::start(cluster.hosts(), Plan::new(greeter!())).await;
+        let fleet = Fleet::start(cluster.hosts(), self.plan()).await;
         let address = "127.0.0.1:9".parse().expect("an address");
-        let probe = Registration::builder(&session(&cluster.hosts()), "probe.rpc", address);
-        let probe = probe.ttl(TTL).register().await.expect("etcd is there");
+        let probe = Registration::builder(&fleet.plan().session(&cluster.hosts()), "probe.rpc", address);
+        let probe = probe.ttl(self.ttl).register().await.expect("etcd is there");
         cluster.proxies().for_each(callsign_tests::proxy::Proxy::heal);
         let before = settled(&cluster).await;
         Some(Row {
@@ -99,6 +158,7 @@ impl Setup {
             member: member.unwrap_or_default(),
             lines,
             tasks,
+            certificates: self.certificates,
             before,
             excused: Vec::new(),
             notes: Vec::new(),
@@ -117,6 +177,8 @@ pub(crate) struct Row {
     /// The member that all are connected to, if that was asked for
     pub(crate) member: usize,
     pub(crate) lines: Lines,
+    /// What TLS is spoken with, if it is
+    pub(crate) certificates: Option<Certificates>,
     tasks: usize,
     pub(crate) before: Traces,
     excused: Vec<(Instant, Option<Instant>)>,
@@ -137,6 +199,18 @@ impl Row {
     /// Tells something on the row's line
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
+    }
+
+    /// One server less is to be there in the end: its lease, the watch of its key, its two connections
+    pub(crate) fn one_less(&mut self) {
+        self.before.leases.pop_last();
+        self.before.watchers -= 1;
+        self.before.connections -= 2;
+    }
+
+    /// What is there now is what is to be there in the end
+    pub(crate) async fn rebase(&mut self) {
+        self.before = settled(&self.cluster).await;
     }
 
     /// How often discoveries have listed so far, first lists included

@@ -1,6 +1,7 @@
 //! Rows 19, 21, 23 and 26: what the clients themselves do, or their network
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -23,6 +24,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
     time::sleep,
 };
+use tokio_stream::StreamExt;
 
 use crate::row::{MORE, OUTAGE, Row, SECOND, TTL, is_long, say};
 
@@ -34,17 +36,24 @@ async fn row_19_who_does_not_read_holds_nobody_up_and_finds_the_latest() {
     let busy = session(&row.cluster.hosts());
     let follow = || EtcdDiscover::new(&busy, "busy.rpc").expect("a valid name");
     let (slow, reader) = (follow(), Observed::of("reader", follow()));
+    // One that has read something and then blocks.
+    let mut blocked = busy.watch("busy.rpc").expect("a valid name").snapshots();
+    wait::within("the first list", SECOND + MORE, blocked.next()).await.expect("it never ends");
     let address = |number: usize| format!("10.0.{}.{}:80", number / 250, number % 250);
     for number in 0..CHANGES {
         row.cluster.running().put(&format!("busy.rpc/{}", number % 10), address(number)).await;
     }
-    let latest: std::collections::BTreeSet<_> = (CHANGES - 10..CHANGES).map(address).collect();
+    let latest: BTreeSet<_> = (CHANGES - 10..CHANGES).map(address).collect();
     let there = |view: &Observed| (view.addresses() == latest).then_some(());
     wait::until("who reads is up to date", SECOND + MORE, || there(&reader)).await;
     let late = Observed::of("late", slow);
     wait::until("who did not read is, too", SECOND, || there(&late)).await;
     assert_eq!(late.changes(), 10, "the latest, and nothing of what was before");
-    drop((late, reader, busy));
+    let snapshot =
+        wait::within("who was blocked reads", SECOND, blocked.next()).await.expect("it never ends");
+    let snapshot = snapshot.iter().map(|instance| instance.address.to_string());
+    assert_eq!(snapshot.collect::<BTreeSet<_>>(), latest, "the latest list at once");
+    drop((late, reader, blocked, busy));
     row.cluster.running().delete_all("busy.rpc/").await;
     row.healed().await;
     row.end().await;
