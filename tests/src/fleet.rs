@@ -2,7 +2,7 @@
 //!
 //! Servers are processes of their own. A client is a session, a channel found through it under a steady load, and a
 //! view of the same discovery; beside them one more view has a session of its own. Chaos and the fault table do
-//! something to the [`Cluster`](crate::cluster::Cluster) or to the servers and then ask the
+//! something to the [`Cluster`] or to the servers and then ask the
 //! [checker](crate::checker).
 
 use std::{
