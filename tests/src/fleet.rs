@@ -44,6 +44,8 @@ pub struct Plan {
     pub rate: u32,
     /// Of each call (2 s)
     pub deadline: Duration,
+    /// Where the servers find etcd, if not where the clients do
+    pub server_hosts: Option<Vec<String>>,
     /// What stands before the hosts of etcd, `user:password@` (nothing)
     pub login: String,
     /// What stands behind them, `?tls_ca=FILE` (nothing)
@@ -61,6 +63,7 @@ impl Plan {
             clients: 1,
             rate: 100,
             deadline: Duration::from_secs(2),
+            server_hosts: None,
             login: String::new(),
             options: String::new(),
         }
@@ -151,8 +154,9 @@ impl Fleet {
 
     /// What a server runs, registered as planned; more options can be given
     pub fn greeter(&self) -> Greeter {
-        let Plan { greeter, service, ttl, .. } = &self.plan;
-        greeter.clone().register(service, &self.plan.etcd(&self.hosts)).ttl(*ttl)
+        let Plan { greeter, service, ttl, server_hosts, .. } = &self.plan;
+        let hosts = server_hosts.as_ref().unwrap_or(&self.hosts);
+        greeter.clone().register(service, &self.plan.etcd(hosts)).ttl(*ttl)
     }
 
     /// Starts one more server; its number

@@ -113,6 +113,21 @@ async fn row_05_all_members_vanish_in_a_black_hole_and_what_lapsed_registers_aga
 
 #[tokio::test]
 #[ignore = "cargo xtask faults"]
+async fn row_05_servers_that_only_etcd_has_lost_are_called_on_for_as_long_as_they_answer() {
+    let setup = Setup::new().apart();
+    let Some(mut row) = setup.start("row 05, black hole for the servers alone").await else { return };
+    row.excuse();
+    row.server_ways.iter().for_each(Proxy::hold);
+    let gone = || row.fleet.views().all(|view| view.addresses().is_empty()).then_some(());
+    wait::until("all leases have lapsed", TTL + 2 * SECOND + MORE, gone).await;
+    sleep(OUTAGE - TTL).await;
+    row.server_ways.iter().for_each(Proxy::heal);
+    row.healed().await;
+    row.end().await;
+}
+
+#[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn row_06_the_quorum_is_lost_for_four_ttls() {
     let setup = Setup::new().connected(Connected::ToFollower);
     let Some(mut row) = setup.start("row 06, quorum loss").await else { return };

@@ -15,6 +15,7 @@ use callsign_tests::{
     greeter,
     lines::Lines,
     load::Tally,
+    proxy::Proxy,
     registry, wait,
 };
 use tokio::{runtime::Handle, sync::watch, time::sleep};
@@ -54,6 +55,7 @@ pub(crate) struct Setup {
     options: Vec<String>,
     certificates: Option<Certificates>,
     login: bool,
+    apart: bool,
     ttl: Duration,
 }
 
@@ -68,6 +70,7 @@ impl Setup {
             options: Vec::new(),
             certificates: None,
             login: false,
+            apart: false,
             ttl: TTL,
         }
     }
@@ -87,6 +90,12 @@ impl Setup {
     /// Another TTL than [`TTL`], of servers and registration
     pub(crate) fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// The servers have ways to etcd of their own: [`Row::server_ways`]
+    pub(crate) fn apart(mut self) -> Self {
+        self.apart = true;
         self
     }
 
@@ -116,8 +125,19 @@ impl Setup {
         cluster
     }
 
-    fn plan(&self) -> Plan {
+    async fn server_ways(&self, cluster: &Cluster) -> Vec<Proxy> {
+        let mut ways = Vec::new();
+        for member in (0..cluster.len()).filter(|_| self.apart) {
+            ways.push(Proxy::to(cluster.etcd(member).secure_endpoint()).await);
+        }
+        ways
+    }
+
+    fn plan(&self, server_ways: &[Proxy]) -> Plan {
         let mut plan = Plan { ttl: self.ttl, ..Plan::new(greeter!()) };
+        if self.apart {
+            plan.server_hosts = Some(server_ways.iter().map(Proxy::endpoint).collect());
+        }
         if self.login {
             plan.login = format!("{USER}:{PASSWORD}@");
         }
@@ -143,11 +163,12 @@ impl Setup {
         if let Some(member) = member {
             cluster.only(member).await;
         }
-        let fleet = Fleet::start(cluster.hosts(), self.plan()).await;
+        let server_ways = self.server_ways(&cluster).await;
+        let fleet = Fleet::start(cluster.hosts(), self.plan(&server_ways)).await;
         let address = "127.0.0.1:9".parse().expect("an address");
         let probe = Registration::builder(&fleet.plan().session(&cluster.hosts()), "probe.rpc", address);
         let probe = probe.ttl(self.ttl).register().await.expect("etcd is there");
-        cluster.proxies().for_each(callsign_tests::proxy::Proxy::heal);
+        cluster.proxies().for_each(Proxy::heal);
         let before = settled(&cluster).await;
         Some(Row {
             name,
@@ -159,6 +180,7 @@ impl Setup {
             lines,
             tasks,
             certificates: self.certificates,
+            server_ways,
             before,
             excused: Vec::new(),
             notes: Vec::new(),
@@ -179,6 +201,8 @@ pub(crate) struct Row {
     pub(crate) lines: Lines,
     /// What TLS is spoken with, if it is
     pub(crate) certificates: Option<Certificates>,
+    /// The servers' own ways to etcd, if they were asked for
+    pub(crate) server_ways: Vec<Proxy>,
     tasks: usize,
     pub(crate) before: Traces,
     excused: Vec<(Instant, Option<Instant>)>,
