@@ -9,7 +9,10 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,9 +45,13 @@ pub struct EtcdProcess {
     peer_port: u16,
     /// Where it tells its health and counts, beside the client port: a real one that speaks TLS
     metrics_port: Option<u16>,
+    /// Where it speaks TLS beside the client port, which stays plain for the harness: members of a cluster with TLS
+    secure_port: Option<u16>,
     /// What it is told beyond where it is
     options: Vec<String>,
     child: Option<Child>,
+    /// Whether only root may ask, in all members of the cluster alike
+    guarded: Arc<AtomicBool>,
 }
 
 /// From start to the first answer; an election alone takes about a second.
@@ -96,16 +103,31 @@ impl EtcdProcess {
         Self::start_three_with(&[]).await
     }
 
-    /// The same with more options for each
+    /// The same with more options, for each member
     pub async fn start_three_with(options: &[&str]) -> [Self; 3] {
+        Self::start_members(options, false).await
+    }
+
+    /// The same, where each member speaks TLS as well, at its [`secure_endpoint`](Self::secure_endpoint)
+    pub async fn start_three_tls(options: &[&str]) -> [Self; 3] {
+        Self::start_members(options, true).await
+    }
+
+    async fn start_members(options: &[&str], secure: bool) -> [Self; 3] {
         for _ in 0..5 {
-            let [a, b, c, d, e, f] = free_ports();
-            let mut members = [[a, b], [c, d], [e, f]].map(|ports| Self::member(Program::Real, ports));
+            let [a, b, c, d, e, f, g, h, i] = free_ports();
+            let mut members = [[a, b, c], [d, e, f], [g, h, i]].map(|[client, peer, tls]| {
+                let mut member = Self::member(Program::Real, [client, peer]);
+                member.secure_port = secure.then_some(tls);
+                member
+            });
             let cluster = members.each_ref().map(Self::named_peer).join(",");
+            let guarded = Arc::<AtomicBool>::default();
             for member in &mut members {
                 member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
                 member.options.extend(options.iter().map(ToString::to_string));
-                member.child = Some(member.spawn());
+                member.guarded = Arc::clone(&guarded);
+                member.launch();
             }
             let [a, b, c] = &mut members;
             // Each waits for the others.
@@ -121,7 +143,17 @@ impl EtcdProcess {
         let name = format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = env::temp_dir().join(name);
         fs::create_dir_all(&dir).expect("the temp dir is writable");
-        Self { program, dir, client_port, peer_port, metrics_port: None, options: Vec::new(), child: None }
+        Self {
+            program,
+            dir,
+            client_port,
+            peer_port,
+            metrics_port: None,
+            secure_port: None,
+            options: Vec::new(),
+            child: None,
+            guarded: Arc::default(),
+        }
     }
 
     /// Its name and where its peers find it
@@ -132,6 +164,11 @@ impl EtcdProcess {
     /// `127.0.0.1:port`
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// `127.0.0.1:port` for sessions under test: where it speaks TLS, if it does beside its plain port
+    pub fn secure_endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.secure_port.unwrap_or(self.client_port))
     }
 
     /// The same, or where else it speaks plain HTTP
@@ -203,12 +240,18 @@ impl EtcdProcess {
     }
 
     async fn try_restart(&mut self) -> bool {
-        self.kill9();
-        self.child = Some(self.spawn());
+        self.launch();
         self.until_ready().await
     }
 
-    async fn until_ready(&mut self) -> bool {
+    /// Starts it again without waiting: one of several members that answer only together
+    pub fn launch(&mut self) {
+        self.kill9();
+        self.child = Some(self.spawn());
+    }
+
+    /// Waits until it answers, after [`launch`](Self::launch); false if it ended or does not answer in time
+    pub async fn until_ready(&mut self) -> bool {
         let deadline = Instant::now() + READY;
         while Instant::now() < deadline {
             let exited = self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
@@ -244,13 +287,15 @@ impl EtcdProcess {
     fn real(&self) -> Command {
         let scheme = if self.metrics_port.is_some() { "https" } else { "http" };
         let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
+        let secure = self.secure_port.map(|port| format!(",https://127.0.0.1:{port}"));
+        let listen = format!("{client}{}", secure.unwrap_or_default());
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let mut command = Command::new("etcd");
         command
             .args(["--name", &self.peer_port.to_string(), "--logger", "zap"])
             .arg("--data-dir")
             .arg(self.dir.join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-client-urls", &listen, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .env_remove("ETCDCTL_API");
         command

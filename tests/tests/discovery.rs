@@ -250,6 +250,30 @@ async fn a_wiped_etcd_is_listed_anew() {
 }
 
 #[tokio::test]
+async fn a_wiped_etcd_whose_revisions_have_caught_up_is_listed_anew_too() {
+    let mut etcd = registry::etcd().await;
+    put(&etcd, "1", A).await;
+    put(&etcd, "2", B).await;
+    let proxy = Proxy::to(etcd.endpoint()).await;
+    let mut follow = Following::of([proxy.endpoint()]).await;
+    follow.view.until(&[A, B], SEEN).await;
+    proxy.cut().await;
+    etcd.kill9();
+    etcd.wipe();
+    etcd.restart().await;
+    // In the past of what was known, and then beyond it.
+    put(&etcd, "3", C).await;
+    for number in 0..10 {
+        etcd.put("other", number.to_string()).await;
+    }
+    follow.until_resuming().await;
+    // Longer than one member is away when it restarts.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    proxy.heal();
+    follow.view.until(&[C], BOUND).await;
+}
+
+#[tokio::test]
 async fn a_frozen_etcd_is_noticed_changes_nothing_and_may_wake() {
     let etcd = registry::etcd().await;
     put(&etcd, "1", A).await;
@@ -346,9 +370,10 @@ async fn a_refused_watch_is_followed_by_a_list_and_what_was_listed_once_is_liste
     let mut follow = Following::of([proxy.endpoint()]).await;
     follow.view.until(&[A], SEEN).await;
     follow.until_watching().await;
+    // Before the cut: an etcd that is away for long is listed first.
+    etcd.enable_auth().await;
     proxy.cut().await;
     follow.until_resuming().await;
-    etcd.enable_auth().await;
     proxy.heal();
     follow.until_state("the watch is refused", resuming("the watch was canceled")).await;
     // The cause of a list stands alone. A state of listing would say that there never was one.

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use callsign::instance::Address;
 use callsign_tests::{
     greeter,
-    load::{Pace, greet},
+    load::{Pace, Steady, greet},
     pb::greeter_client::GreeterClient,
     peers::Peer,
     service::Local,
+    wait,
 };
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 use tonic::transport::{Channel, Endpoint};
@@ -63,6 +64,23 @@ async fn both_loads_count_every_call() {
     let load = pace.open_loop(|| greet(client.clone(), DEADLINE)).await;
     assert_eq!(load.failed().len(), 100, "no server, no answer");
     assert_eq!(load.share_of(&nobody.address().to_string()), 0.0);
+}
+
+#[tokio::test]
+async fn a_steady_load_goes_on_until_it_is_stopped_and_keeps_what_failed() {
+    let (server, deaf) = (Local::start().await, Peer::deaf());
+    let steady = |address: &Address| {
+        let client = client(address);
+        Steady::start(200, move || greet(client.clone(), DEADLINE))
+    };
+    let (answered, refused) = (steady(&server.address()), steady(&deaf.address()));
+    let made = || (answered.tally().calls >= 100 && refused.tally().calls >= 100).then_some(());
+    wait::until("calls are made", Duration::from_secs(10), made).await;
+    let (answered, refused) = (answered.stop().await, refused.stop().await);
+    assert!(answered.failed.is_empty(), "{answered}");
+    assert_eq!(refused.failed.len() as u64, refused.calls, "no server, no answer");
+    let both = answered.clone().and(refused.clone());
+    assert_eq!((both.calls, both.failed.len()), (answered.calls + refused.calls, refused.failed.len()));
 }
 
 #[tokio::test]

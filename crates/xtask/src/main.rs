@@ -8,6 +8,7 @@ mod cargo;
 mod demo;
 mod etcd;
 mod family;
+mod faults;
 mod fuzz;
 mod ports;
 mod program;
@@ -27,6 +28,8 @@ usage: cargo xtask TASK
   test [CARGO TEST ARGUMENTS]
                         the whole suite, and the suites of the registry a second time on the embedded etcd;
                         where no etcd is on PATH, everything on the embedded one
+  faults [--all]        every fault of etcd that is known, each beside servers under load, on three real members:
+                        about 4 minutes; with --all the long forms, about 15
   fuzz                  a million random bad inputs for everything that reads keys, values, addresses and targets
   bench NAME [--quick]  one measurement; without a name: the list of them
 
@@ -68,6 +71,7 @@ fn run() -> Result {
         Some("demo") => Err("demo takes no arguments".into()),
         Some("run") => run::run(&rest),
         Some("test") => test::run(&rest),
+        Some("faults") => faults::run(&rest),
         Some("fuzz") if rest.is_empty() => fuzz::run(),
         Some("fuzz") => Err("fuzz takes no arguments".into()),
         Some("bench") => bench::run(rest),

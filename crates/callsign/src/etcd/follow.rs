@@ -56,6 +56,10 @@ impl DiscoveryState {
 /// A list repairs what a lost event broke: servers before 3.4.42 have several bugs that lose one.
 const RELIST: Duration = Duration::from_secs(600);
 
+/// Without any host for this long, what comes next is a list: a store that was wiped meanwhile may have caught up with what
+/// is known here, and then no revision tells. That takes all members down at once, so a single one's end costs no list.
+const AWAY: Duration = Duration::from_secs(5);
+
 /// Takes in what is listed and what happens
 pub(super) trait Sink: Send + Sync + 'static {
     /// What consumers see
@@ -119,6 +123,8 @@ struct Follow<S> {
     state: watch::Sender<DiscoveryState>,
     pace: Pace,
     relist_at: Instant,
+    /// Since when no watch could be opened
+    away: Option<Instant>,
 }
 
 enum Phase {
@@ -132,7 +138,8 @@ enum Phase {
 
 impl<S: Sink> Follow<S> {
     fn new(lane: Lane, keys: Keys, sink: S, is_listed: bool, state: watch::Sender<DiscoveryState>) -> Self {
-        Self { lane, keys, sink, is_listed, state, pace: Pace::new(), relist_at: Instant::now() }
+        let (pace, relist_at) = (Pace::new(), Instant::now());
+        Self { lane, keys, sink, is_listed, state, pace, relist_at, away: None }
     }
 
     async fn run(mut self) -> Infallible {
@@ -154,6 +161,7 @@ impl<S: Sink> Follow<S> {
                 self.sink.on_list(listing);
                 tracing::debug!(name = self.sink.name(), revision, entries = self.sink.entries(), "listed");
                 self.is_listed = true;
+                self.away = None;
                 self.relist_at = Instant::now() + self.pace.vary(RELIST);
                 Phase::Resuming { next: revision + 1 }
             }
@@ -188,6 +196,7 @@ impl<S: Sink> Follow<S> {
             tracing::warn!(name, next, revision, "etcd's revision went backwards: listing again");
             return Ok(Phase::Listing);
         }
+        self.away = None;
         self.report(DiscoveryState::Watching { revision: next - 1 });
         Ok(Phase::Watching { next, watch: Box::new(watch) })
     }
@@ -219,7 +228,8 @@ impl<S: Sink> Follow<S> {
             self.pace.after(error).await;
         }
         // What etcd refuses in band it would refuse again; a list says why, or finds where to go on.
-        if error.is_of_host() { Phase::Resuming { next } } else { Phase::Listing }
+        let resumes = error.is_of_host() && self.away.get_or_insert_with(Instant::now).elapsed() < AWAY;
+        if resumes { Phase::Resuming { next } } else { Phase::Listing }
     }
 
     /// Takes the changes in and returns the revision that comes next
