@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/zeromicro/go-zero/core/conf"
 	"github.com/zeromicro/go-zero/zrpc"
@@ -20,6 +21,8 @@ type greeter struct {
 }
 
 func (g greeter) SayHello(_ context.Context, request *hello.HelloRequest) (*hello.HelloReply, error) {
+	// Long enough that of a hundred calls a second one is always in flight.
+	time.Sleep(20 * time.Millisecond)
 	return &hello.HelloReply{Message: fmt.Sprintf("Hello %s, this is %s", request.GetName(), g.name)}, nil
 }
 
