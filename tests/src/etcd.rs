@@ -9,7 +9,10 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -43,6 +46,8 @@ pub struct EtcdProcess {
     /// What it is told beyond where it is
     options: Vec<String>,
     child: Option<Child>,
+    /// Whether only root may ask, in all members of the cluster alike
+    guarded: Arc<AtomicBool>,
 }
 
 /// From start to the first answer; an election alone takes about a second.
@@ -72,13 +77,21 @@ impl EtcdProcess {
 
     /// Starts a cluster of three real members and waits until each of them answers
     pub async fn start_three() -> [Self; 3] {
+        Self::start_three_with(&[]).await
+    }
+
+    /// The same with more options, for each member
+    pub async fn start_three_with(options: &[&str]) -> [Self; 3] {
         for _ in 0..5 {
             let [a, b, c, d, e, f] = free_ports();
             let mut members = [[a, b], [c, d], [e, f]].map(|ports| Self::member(Program::Real, ports));
             let cluster = members.each_ref().map(Self::named_peer).join(",");
+            let guarded = Arc::<AtomicBool>::default();
             for member in &mut members {
                 member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
-                member.child = Some(member.spawn());
+                member.options.extend(options.iter().map(ToString::to_string));
+                member.guarded = Arc::clone(&guarded);
+                member.launch();
             }
             let [a, b, c] = &mut members;
             // Each waits for the others.
@@ -94,7 +107,8 @@ impl EtcdProcess {
         let name = format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = env::temp_dir().join(name);
         fs::create_dir_all(&dir).expect("the temp dir is writable");
-        Self { program, dir, client_port, peer_port, options: Vec::new(), child: None }
+        let (options, guarded) = (Vec::new(), Arc::default());
+        Self { program, dir, client_port, peer_port, options, child: None, guarded }
     }
 
     /// Its name and where its peers find it
@@ -171,12 +185,18 @@ impl EtcdProcess {
     }
 
     async fn try_restart(&mut self) -> bool {
-        self.kill9();
-        self.child = Some(self.spawn());
+        self.launch();
         self.until_ready().await
     }
 
-    async fn until_ready(&mut self) -> bool {
+    /// Starts it again without waiting: one of several members that answer only together
+    pub fn launch(&mut self) {
+        self.kill9();
+        self.child = Some(self.spawn());
+    }
+
+    /// Waits until it answers, after [`launch`](Self::launch); false if it ended or does not answer in time
+    pub async fn until_ready(&mut self) -> bool {
         let deadline = Instant::now() + READY;
         while Instant::now() < deadline {
             let exited = self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));

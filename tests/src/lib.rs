@@ -7,7 +7,11 @@
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`go`] | go-zero and grpc-go in processes of their own |
 //! | [`registry`], [`etcd`] | an etcd, real or embedded, and what is in it |
-//! | [`proxy`] | a TCP proxy whose connections can be cut or held |
+//! | [`proxy`] | a TCP proxy whose connections can be held, delayed, cut, reset and refused |
+//! | [`cluster`] | three real etcd members behind such proxies |
+//! | [`fleet`] | servers that register through a cluster, and clients that call them all the time |
+//! | [`checker`] | what must hold while etcd fails and after it has healed |
+//! | [`lines`] | what is logged in a thread |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
 //! | [`channel`] | channels over a list of addresses; what they said about their endpoints, and when |
@@ -43,6 +47,14 @@ pub mod proxy;
 #[cfg(unix)]
 pub mod registry;
 pub mod view;
+
+#[cfg(unix)]
+pub mod checker;
+#[cfg(unix)]
+pub mod cluster;
+#[cfg(unix)]
+pub mod fleet;
+pub mod lines;
 
 pub mod channel;
 pub mod load;

@@ -7,8 +7,9 @@ use std::{
 };
 
 use tokio::{
-    task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::{Interval, MissedTickBehavior, interval, timeout},
 };
 use tonic::{
     Request, Status,
@@ -111,6 +112,120 @@ impl Pace {
             calls.push(Call::make(call()).await);
         }
         Load { calls, held_up: Duration::ZERO }
+    }
+}
+
+/// A load without an end: calls at a steady pace until it is told to stop
+///
+/// It keeps the calls that failed and counts the others, so it can go on for hours. Ends with its drop.
+#[derive(Debug)]
+pub struct Steady {
+    so_far: watch::Receiver<Tally>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// What became of the calls of a [`Steady`] load so far
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Calls that have ended
+    pub calls: u64,
+    /// When a call was started that failed, how long it took, and why
+    pub failed: Vec<(Instant, Duration, Status)>,
+    /// The longest that a call took
+    pub slowest: Duration,
+    /// How late a call was started at most: a machine this busy misses deadlines by itself
+    pub held_up: Duration,
+}
+
+impl Steady {
+    /// Starts `rate` calls a second, whatever becomes of the earlier ones
+    pub fn start<F>(rate: u32, call: impl FnMut() -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<String, Status>> + Send + 'static,
+    {
+        let (tell, so_far) = watch::channel(Tally::default());
+        let (stop, stopped) = watch::channel(false);
+        let tick = interval(Duration::from_secs(1) / rate);
+        Self { so_far, stop, task: tokio::spawn(steady(tick, call, tell, stopped)) }
+    }
+
+    /// What became of the calls so far
+    pub fn tally(&self) -> Tally {
+        self.so_far.borrow().clone()
+    }
+
+    /// Starts no more calls and waits for those under way
+    pub async fn stop(mut self) -> Tally {
+        self.stop.send_replace(true);
+        // It panics only if a call does, which is told here.
+        (&mut self.task).await.expect("no call panics");
+        self.tally()
+    }
+}
+
+impl Drop for Steady {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn steady<F>(
+    mut tick: Interval,
+    mut call: impl FnMut() -> F,
+    tell: watch::Sender<Tally>,
+    mut stopped: watch::Receiver<bool>,
+) where
+    F: Future<Output = Result<String, Status>> + Send + 'static,
+{
+    // A stall is no reason for a burst: a caller who was held up calls once, too.
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut running = JoinSet::new();
+    loop {
+        tokio::select! {
+            due = tick.tick() => {
+                tell.send_modify(|tally| tally.held_up = tally.held_up.max(due.elapsed()));
+                running.spawn(Call::make(call()));
+            }
+            Some(ended) = running.join_next() => count(&tell, ended.expect("no call panics")),
+            _ = stopped.changed() => break,
+        }
+    }
+    while let Some(ended) = running.join_next().await {
+        count(&tell, ended.expect("no call panics"));
+    }
+}
+
+fn count(tell: &watch::Sender<Tally>, call: Call) {
+    let took = call.ended - call.started;
+    tell.send_modify(|tally| {
+        tally.calls += 1;
+        tally.slowest = tally.slowest.max(took);
+        tally.failed.extend(call.result.err().map(|status| (call.started, took, status)));
+    });
+}
+
+impl Tally {
+    /// Both together
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.calls += other.calls;
+        self.failed.extend(other.failed);
+        self.slowest = self.slowest.max(other.slowest);
+        self.held_up = self.held_up.max(other.held_up);
+        self
+    }
+}
+
+impl fmt::Display for Tally {
+    /// The failures, the first few of them in detail
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} calls failed", self.failed.len(), self.calls)?;
+        write!(f, "; slowest {:?}, held up {:?} at most", self.slowest, self.held_up)?;
+        for (at, took, status) in self.failed.iter().take(8) {
+            write!(f, "\n  {:?} ago, after {took:?}: {status}", at.elapsed())?;
+        }
+        Ok(())
     }
 }
 

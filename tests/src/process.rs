@@ -26,13 +26,19 @@ macro_rules! greeter {
 const START: Duration = Duration::from_secs(10);
 
 /// A greeter process that is not started yet; see [`greeter!`](crate::greeter)
-#[derive(Debug)]
-pub struct Greeter(Command);
+///
+/// A clone starts another one with the same options.
+#[derive(Clone, Debug)]
+pub struct Greeter {
+    binary: String,
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
+}
 
 impl Greeter {
     /// With the binary's defaults: a port of its own, not registered
     pub fn new(binary: &str) -> Self {
-        Self(Command::new(binary))
+        Self { binary: binary.to_owned(), arguments: Vec::new(), variables: Vec::new() }
     }
 
     /// Listens there instead of on a port of its own
@@ -42,13 +48,13 @@ impl Greeter {
 
     /// Registers as `service` in the etcd at `hosts`
     pub fn register(mut self, service: &str, hosts: &str) -> Self {
-        self.0.env("CALLSIGN_ETCD", hosts);
+        self.variables.push(("CALLSIGN_ETCD", hosts.to_owned()));
         self.option("--service", service)
     }
 
     /// Finds this as the address of its pod
     pub fn pod_ip(mut self, ip: &str) -> Self {
-        self.0.env("POD_IP", ip);
+        self.variables.push(("POD_IP", ip.to_owned()));
         self
     }
 
@@ -73,14 +79,15 @@ impl Greeter {
     }
 
     fn option(mut self, name: &str, value: impl ToString) -> Self {
-        self.0.arg(name).arg(value.to_string());
+        self.arguments.extend([name.to_owned(), value.to_string()]);
         self
     }
 
     /// Starts it and waits until it listens
-    pub async fn start(mut self) -> Process {
-        let child =
-            self.0.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the greeter is built");
+    pub async fn start(self) -> Process {
+        let mut command = Command::new(self.binary);
+        command.args(self.arguments).envs(self.variables).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = command.spawn().expect("the greeter is built");
         // Owned before anything can fail, so that it dies whatever happens.
         let mut process = Process { child, address: Address::from(std::net::SocketAddr::from(([0; 4], 0))) };
         let mut lines = process.lines();

@@ -46,6 +46,15 @@ pub async fn three_members() -> Option<[EtcdProcess; 3]> {
     if members { Some(EtcdProcess::start_three().await) } else { None }
 }
 
+/// `None`, with the reason on stderr, where the embedded one is used
+///
+/// # Panics
+///
+/// As [`etcd`].
+pub fn needs_real(why: &str) -> Option<()> {
+    is_real(why).then_some(())
+}
+
 /// Whether `etcdctl` can be run; says so if not
 ///
 /// # Panics

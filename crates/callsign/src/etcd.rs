@@ -17,21 +17,29 @@ mod entry;
 mod feed;
 mod lane;
 mod name;
+mod options;
 mod pace;
 mod request;
+mod state;
 mod watching;
 
-use std::{ffi::OsString, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
-pub use self::name::ServiceError;
 pub(crate) use self::{
     feed::{Subscription, Update},
-    name::ServiceName,
+    name::{Namespace, ServiceName},
 };
-use self::{lane::Lane, pace::Pace, request::RequestError};
-use crate::instance::{Address, AddressError};
+use self::{lane::Lane, options::Checked, pace::Pace, request::RequestError, state::Report};
+pub use self::{name::ServiceError, options::EtcdOptions, state::SessionState};
+use crate::{
+    deadline::far,
+    instance::{Address, AddressError},
+};
 
 /// A session with an etcd cluster
 ///
@@ -47,6 +55,8 @@ struct Session {
     kv: Lane,
     /// Leases: a big list must not delay a keepalive
     leases: Lane,
+    namespace: Namespace,
+    report: Arc<Report>,
     discoveries: discovery::Shared,
 }
 
@@ -58,7 +68,7 @@ impl Etcd {
     /// Bad input at once; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
     /// within [`connect_timeout`](EtcdOptions::connect_timeout).
     pub async fn connect(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let deadline = Instant::now() + options.connect_timeout.min(LONGEST);
+        let deadline = far(Instant::now(), options.connect_timeout);
         let etcd = Self::connect_lazy(options)?;
         match etcd.until_answered(deadline).await {
             Ok(()) => Ok(etcd),
@@ -75,10 +85,14 @@ impl Etcd {
     ///
     /// Only bad input: see [`EtcdError`].
     pub fn connect_lazy(options: EtcdOptions) -> Result<Self, EtcdError> {
-        let hosts: Arc<[Address]> = options.hosts?.into();
+        let Checked { hosts, namespace } = options.check()?;
+        let hosts: Arc<[Address]> = hosts.into();
+        let report = Arc::new(Report::new());
         let session = Session {
-            kv: Lane::new(Arc::clone(&hosts)),
-            leases: Lane::new(hosts),
+            kv: Lane::new(Arc::clone(&hosts), Some(Arc::clone(&report))),
+            leases: Lane::new(hosts, None),
+            namespace,
+            report,
             discoveries: discovery::Shared::default(),
         };
         Ok(Self { session: Arc::new(session) })
@@ -87,6 +101,21 @@ impl Etcd {
     /// The hosts of the cluster, as given
     pub fn hosts(&self) -> &[Address] {
         self.session.kv.hosts()
+    }
+
+    /// Which host the session uses, or why none, and each change of that
+    pub fn state(&self) -> watch::Receiver<SessionState> {
+        self.session.report.subscribe()
+    }
+
+    /// What stands before every key of this session
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.session.namespace
+    }
+
+    /// A service in this session's namespace
+    pub(crate) fn service(&self, name: impl Into<String>) -> Result<ServiceName, ServiceError> {
+        Ok(ServiceName::parse(name)?.within(self.namespace()))
     }
 
     /// The instances of `service`, now and from now on; all who follow one service share one watch
@@ -128,66 +157,6 @@ impl fmt::Debug for Etcd {
     }
 }
 
-/// etcd's own default.
-const DEFAULT_HOST: &str = "127.0.0.1:2379";
-
-/// 30 years, which is for ever to tokio; the clock would overflow with what a `Duration` can hold.
-const LONGEST: Duration = Duration::from_secs(30 * 365 * 86_400);
-
-/// Which cluster, and how long to try
-#[derive(Clone, Debug)]
-pub struct EtcdOptions {
-    hosts: Result<Vec<Address>, EtcdError>,
-    connect_timeout: Duration,
-}
-
-impl EtcdOptions {
-    /// A cluster by its hosts, each `host:port` or `http://host:port`
-    ///
-    /// Bad hosts are reported by [`Etcd::connect`] and [`Etcd::connect_lazy`].
-    pub fn new<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Self {
-        Self { hosts: parse(hosts), connect_timeout: Duration::from_secs(5) }
-    }
-
-    /// The cluster named by the environment: `CALLSIGN_ETCD`, hosts with commas between, else `127.0.0.1:2379`
-    ///
-    /// Empty is as good as unset. A value that is not UTF-8 is reported as bad hosts are.
-    pub fn from_env() -> Self {
-        Self::from_variable(std::env::var_os("CALLSIGN_ETCD"))
-    }
-
-    fn from_variable(hosts: Option<OsString>) -> Self {
-        let Ok(hosts) = hosts.unwrap_or_default().into_string() else {
-            return Self { hosts: Err(EtcdError::NotUnicode), ..Self::new([DEFAULT_HOST]) };
-        };
-        match hosts.trim() {
-            "" => Self::new([DEFAULT_HOST]),
-            hosts => Self::new(hosts.split(',').map(str::trim).filter(|host| !host.is_empty())),
-        }
-    }
-
-    /// How long [`Etcd::connect`] tries in all, 5 s by default
-    ///
-    /// A host that accepts and does not answer costs 2 s of it.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-}
-
-fn parse<S: AsRef<str>>(hosts: impl IntoIterator<Item = S>) -> Result<Vec<Address>, EtcdError> {
-    let mut addresses = Vec::new();
-    for host in hosts {
-        let address: Address = host.as_ref().parse().map_err(EtcdError::BadHost)?;
-        // Going on in plaintext would be a silent downgrade.
-        if address.is_https() {
-            return Err(EtcdError::Https { host: address });
-        }
-        addresses.push(address);
-    }
-    if addresses.is_empty() { Err(EtcdError::NoHosts) } else { Ok(addresses) }
-}
-
 /// Why there is no session with etcd
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -206,6 +175,14 @@ pub enum EtcdError {
     Https {
         /// The host
         host: Address,
+    },
+    /// The namespace cannot stand before a key: correct it
+    #[error("bad namespace \"{namespace}\": {reason}")]
+    Namespace {
+        /// The namespace, escaped
+        namespace: String,
+        /// What is wrong with it
+        reason: &'static str,
     },
     /// No host answered in time: see the cause, then check the hosts
     #[error("no etcd host of {hosts} answered: {cause}")]
@@ -231,35 +208,9 @@ impl fmt::Display for Hosts<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-
-    #[test]
-    fn bad_hosts_are_refused_before_any_network_call() {
-        let refused = |hosts: &[&str]| Etcd::connect_lazy(EtcdOptions::new(hosts)).unwrap_err();
-        assert!(matches!(refused(&[]), EtcdError::NoHosts));
-        assert!(refused(&["127.0.0.1"]).to_string().contains("etcd host: bad address \"127.0.0.1\""));
-        assert!(matches!(refused(&["a:1", "https://b:2"]), EtcdError::Https { .. }));
-    }
-
-    #[test]
-    fn an_empty_variable_is_none_and_so_is_an_empty_host() {
-        let hosts = |value: &str| EtcdOptions::from_variable(Some(value.into())).hosts.unwrap();
-        let hosts = |value: &str| Hosts(&hosts(value)).to_string();
-        for unset in ["", " "] {
-            assert_eq!(hosts(unset), DEFAULT_HOST);
-        }
-        assert_eq!(hosts("a:1,"), "a:1");
-        assert_eq!(hosts(" a:1 , ,b:2"), "a:1, b:2");
-        assert!(matches!(EtcdOptions::from_variable(Some(",".into())).hosts, Err(EtcdError::NoHosts)));
-        assert_eq!(Hosts(&EtcdOptions::from_variable(None).hosts.unwrap()).to_string(), DEFAULT_HOST);
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn a_variable_that_is_no_text_is_an_error() {
-        let value = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]);
-        assert!(matches!(EtcdOptions::from_variable(Some(value)).hosts, Err(EtcdError::NotUnicode)));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_connect_timeout_is_none() {

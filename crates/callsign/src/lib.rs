@@ -52,6 +52,7 @@ pub mod instance;
 pub use callsign_core::policy;
 
 mod connection;
+mod deadline;
 mod endpoint;
 mod replay;
 
@@ -64,7 +65,7 @@ pub use crate::channel::{
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{
-    Etcd, EtcdError, EtcdOptions,
+    Etcd, EtcdError, EtcdOptions, SessionState,
     registration::{RegisterError, Registration, RegistrationState},
 };
 pub use crate::instance::{Address, Instance};

@@ -1,6 +1,6 @@
 //! What the suites ask of an etcd and tell it, beside the sessions under test
 
-use std::{thread, time::Duration};
+use std::{sync::atomic::Ordering, thread, time::Duration};
 
 use etcd_client::{Client, ConnectOptions, DeleteOptions, Error, GetOptions};
 use tokio::{runtime::Builder, sync::oneshot};
@@ -84,6 +84,7 @@ impl EtcdProcess {
             client.auth_enable().await.map(drop)
         })
         .await;
+        self.guarded.store(true, Ordering::Relaxed);
     }
 
     /// Asks in a thread and a runtime of its own, again while a leader is elected
@@ -95,6 +96,8 @@ impl EtcdProcess {
         request: impl AsyncFn(Client) -> Result<T, Error> + Send + 'static,
     ) -> T {
         let endpoint = self.endpoint();
+        let as_root = || ConnectOptions::new().with_user(ROOT, ROOT);
+        let options = options.or_else(|| self.guarded.load(Ordering::Relaxed).then(as_root));
         let (sender, answer) = oneshot::channel();
         thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime can be built");

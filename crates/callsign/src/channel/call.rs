@@ -17,10 +17,11 @@ use tonic::{Status, body::Body};
 
 use super::{
     CallOptions, EndpointAddress, Inner, WaitForReady,
-    shared::{Picked, Shared, far},
+    shared::{Picked, Shared},
 };
 use crate::{
     connection::{Incoming, SendError},
+    deadline::far,
     endpoint::{Endpoint, InFlight},
     error,
     replay::Outgoing,

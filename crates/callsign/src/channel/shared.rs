@@ -20,6 +20,7 @@ use tonic::Status;
 use super::view::{EndpointInfo, EndpointUpdate};
 use crate::{
     connection::{OpenStream, Sender, Waiters},
+    deadline::far,
     endpoint::{Endpoint, EndpointState, Event, InFlight},
     error,
 };
@@ -284,12 +285,6 @@ impl Shared {
         let described = described.collect::<Vec<_>>().join(", ");
         format!("{service}: none of {count} endpoints is ready: {described}{more}")
     }
-}
-
-/// A time that far from now, or as far as a clock goes
-pub(super) fn far(now: Instant, time: Duration) -> Instant {
-    // The second is tokio's own idea of "never": thirty years.
-    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30))
 }
 
 /// Endpoints named in a message.

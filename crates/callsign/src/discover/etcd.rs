@@ -52,7 +52,7 @@ impl EtcdDiscover {
     ///
     /// [`ServiceError`] if the name cannot be a service's; never because of the network.
     pub fn new(etcd: &Etcd, service: impl Into<String>) -> Result<Self, ServiceError> {
-        let service = ServiceName::parse(service)?;
+        let service = etcd.service(service)?;
         let subscription = etcd.follow(&service);
         Ok(Self { service, subscription, endpoints: ByAddress::default(), changes: Changes::new() })
     }

@@ -156,6 +156,7 @@ impl Discovery {
                 // The list is newer than any change that still waits.
                 self.coalesce.clear();
                 self.feed.replace(set);
+                tracing::debug!(service = %self.service, revision, instances = self.feed.len(), "listed");
                 self.relist_at = Instant::now() + self.pace.vary(RELIST);
                 Phase::Resuming { next: revision + 1 }
             }

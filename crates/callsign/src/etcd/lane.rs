@@ -7,7 +7,7 @@ use std::{
     fmt,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -19,7 +19,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use tonic::{Status, body::Body};
 use tower::{BoxError, util::BoxCloneSyncService};
 
-use super::request::RequestError;
+use super::{request::RequestError, state::Report};
 use crate::{
     connection::{self, Connection},
     instance::Address,
@@ -43,16 +43,26 @@ const KEEP_ALIVE: KeepAlive =
 #[derive(Clone)]
 pub(crate) struct Lane {
     hosts: Arc<[Address]>,
-    current: Arc<Mutex<Link>>,
+    current: Arc<Mutex<Current>>,
+    /// Who is told how the hosts are
+    report: Option<Arc<Report>>,
+}
+
+struct Current {
+    link: Link,
+    /// Hosts that were left since one has answered, and why the last of them was
+    left: usize,
+    last: Option<RequestError>,
 }
 
 impl Lane {
     /// A lane over `hosts`, of which there must be one; nothing is dialled yet
-    pub(crate) fn new(hosts: Arc<[Address]>) -> Self {
+    pub(crate) fn new(hosts: Arc<[Address]>, report: Option<Arc<Report>>) -> Self {
         // A random first host spreads the clients of a cluster over its members.
         let first = fastrand::usize(..hosts.len());
         let link = Link::new(0, first, &hosts[first]);
-        Self { hosts, current: Arc::new(Mutex::new(link)) }
+        let current = Current { link, left: 0, last: None };
+        Self { hosts, current: Arc::new(Mutex::new(current)), report }
     }
 
     pub(crate) fn hosts(&self) -> &[Address] {
@@ -61,20 +71,45 @@ impl Lane {
 
     /// The connection to use now; the next host's if the current one has closed
     pub(crate) fn link(&self) -> Link {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.wire.is_closed() {
-            self.advance(&mut current);
+        let mut current = self.lock();
+        if current.link.wire.is_closed() {
+            self.advance(&mut current.link);
         }
-        current.clone()
+        current.link.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The host of `link` has failed: what comes next goes to the next one
     ///
     /// Ten calls that fail together move the lane once.
-    pub(crate) fn leave(&self, link: &Link) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.generation == link.generation {
-            self.advance(&mut current);
+    fn leave(&self, link: &Link, cause: &RequestError) {
+        let mut current = self.lock();
+        if current.link.generation != link.generation {
+            return;
+        }
+        self.advance(&mut current.link);
+        (current.left, current.last) = (current.left + 1, Some(cause.clone()));
+        // Under the lock, so that states are shown in the order in which they came.
+        if let Some(report) = &self.report
+            && current.left >= self.hosts.len()
+        {
+            report.on_disconnected(cause);
+        }
+    }
+
+    /// The host of `link` has answered
+    fn stay(&self, link: &Link) {
+        let mut current = self.lock();
+        if current.link.generation != link.generation {
+            return;
+        }
+        current.left = 0;
+        let last = current.last.take();
+        if let Some(report) = &self.report {
+            report.on_answered(link.host(), last.as_ref());
         }
     }
 
@@ -124,10 +159,11 @@ impl Lane {
         })
     }
 
-    /// Moves on if `answer` blames the host of `link`
+    /// Moves on if `answer` blames the host of `link`; every answer and every message of a stream has to come by here
     pub(crate) fn settle<T>(&self, link: &Link, answer: Result<T, RequestError>) -> Result<T, RequestError> {
-        if answer.as_ref().is_err_and(RequestError::is_of_host) {
-            self.leave(link);
+        match &answer {
+            Err(error) if error.is_of_host() => self.leave(link, error),
+            _ => self.stay(link),
         }
         answer
     }

@@ -208,6 +208,7 @@ impl RegistrationBuilder {
 /// What is registered for how long, but not where: a server knows these before it has bound
 #[derive(Debug)]
 pub(crate) struct Terms {
+    /// Without the namespace, which is the session's
     key: String,
     /// In seconds, as etcd wants it
     ttl: i64,
@@ -234,7 +235,8 @@ impl Terms {
     }
 
     fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
-        let (machine, state) = Machine::new(etcd.clone(), self.key, published(address)?, self.ttl);
+        let (machine, state) =
+            Machine::new(etcd.clone(), etcd.namespace().key(&self.key), published(address)?, self.ttl);
         Ok(machine.spawn(phase, state))
     }
 }
