@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::process::freeze;
+use crate::{process::freeze, wait};
 
 /// What stands for etcd
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +127,15 @@ impl EtcdProcess {
             // It may be dead already, which is what is wanted.
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, upon which a leader hands over; returns when the process has ended
+    pub async fn terminate(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            kill_process(Pid::from_child(&child), Signal::TERM).expect("the process is ours");
+            let ended = wait::until("etcd ends", READY, || child.try_wait().expect("it is a child"));
+            drop(ended.await);
         }
     }
 

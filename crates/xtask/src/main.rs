@@ -5,6 +5,7 @@
 
 mod bench;
 mod cargo;
+mod chaos;
 mod demo;
 mod etcd;
 mod family;
@@ -26,6 +27,8 @@ usage: cargo xtask TASK
   test [CARGO TEST ARGUMENTS]
                         the whole suite, and the suites of the registry a second time on the embedded etcd;
                         where no etcd is on PATH, everything on the embedded one
+  chaos [--seed N] [--minutes M]
+                        random faults of a real etcd, of servers and of the ways to etcd, under load
   bench NAME [--quick]  one measurement; without a name: the list of them
 
 Environment:
@@ -65,6 +68,7 @@ fn run() -> Result {
         Some("run") => run::run(&rest),
         Some("test") => test::run(&rest),
         Some("bench") => bench::run(rest),
+        Some("chaos") => chaos::run(&rest),
         _ => Err(format!("no task {}\n\n{USAGE}", task.display()).into()),
     }
 }
