@@ -27,6 +27,10 @@ use crate::{
 /// From one look at everything to the next
 const LOOK: Duration = Duration::from_millis(100);
 
+/// All has to be well for this long: a server that has just come is not registered yet, and a lease that was lost
+/// during an outage may end after it.
+const CALM: Duration = Duration::from_millis(1_500);
+
 /// A round that is not well by then never will be.
 const NEVER: Duration = Duration::from_secs(60);
 
@@ -124,8 +128,7 @@ impl Run {
         self.faults += round.0.len();
         self.stage.play(round).await;
         let healed = Instant::now();
-        let wrong = self.until_well(healed, round.is_of_members()).await;
-        let well = healed.elapsed();
+        let (wrong, well) = self.until_well(healed, round.is_of_members()).await;
         let removed = self.removed();
         for violation in wrong.into_iter().chain(removed) {
             self.violated(&format!("round {number}"), &violation);
@@ -135,18 +138,22 @@ impl Run {
         println!("              well {:.1} s after healing", well.as_secs_f64());
     }
 
-    /// Waits until every view shows what etcd says, which is one key for each that lives; what was late
-    async fn until_well(&mut self, healed: Instant, disturbed: bool) -> Vec<Violation> {
+    /// Waits until every view shows what etcd says, which is one key for each that lives; what was late, and how long
+    /// it took
+    async fn until_well(&mut self, healed: Instant, disturbed: bool) -> (Vec<Violation>, Duration) {
         let mut deadlines = Deadlines::new(healed, disturbed);
         let (mut told, mut violations) = (BTreeSet::new(), Vec::new());
+        let mut well = healed;
         loop {
             let wrong = self.stage.evidence().await.violations();
-            if wrong.is_empty() {
-                return violations;
+            if !wrong.is_empty() {
+                well = Instant::now();
+            } else if well.elapsed() > CALM {
+                return (violations, well - healed);
             }
             self.is_lost = healed.elapsed() > NEVER;
             if self.is_lost {
-                return wrong;
+                return (wrong, NEVER);
             }
             let late = deadlines.late(wrong, &self.stage.fleet.lives(), Instant::now());
             violations.extend(late.into_iter().filter(|late| told.insert(judge::subject(late))));

@@ -138,7 +138,8 @@ impl Schedule {
             2 => How::Refuse,
             _ => How::Delay(Duration::from_millis(self.random.u64(20..=400))),
         };
-        Fault { kind: Kind::Way { of, through, how }, lasting: self.lasting(LONGEST_MS) }
+        let lasting = self.lasting(if how == How::Reset { 500 } else { LONGEST_MS });
+        Fault { kind: Kind::Way { of, through, how }, lasting }
     }
 
     /// Of a server
