@@ -37,6 +37,9 @@ const NEVER: Duration = Duration::from_secs(60);
 /// A connection to a dead peer is given up within 13 s, and a removed endpoint's drains first.
 const SETTLED: Duration = Duration::from_secs(20);
 
+/// Of the calls that failed in one round, as many are told in detail.
+const TOLD: usize = 5;
+
 struct Options {
     seed: u64,
     lasting: Duration,
@@ -171,19 +174,27 @@ impl Run {
         violations
     }
 
-    /// Counts the calls that have failed since the last time
+    /// Counts the calls that have failed since the last time, and tells the first few
     fn judge_calls(&mut self, when: &str) {
+        let mut told = 0;
         for (number, caller) in self.stage.callers.iter().enumerate() {
             let tally = caller.client.load.tally();
             for failed in &tally.failed[self.failed[number]..] {
-                if !judge::was_in_flight(failed, &self.stage.killed, &caller.log) {
-                    self.failed_calls += 1;
+                if judge::was_in_flight(failed, &self.stage.killed, &caller.log) {
+                    continue;
+                }
+                told += 1;
+                if told <= TOLD {
                     let (at, took, status) = failed;
                     let at = at.saturating_duration_since(self.start).as_secs_f64();
                     println!("FAILED CALL   {when}: client {number} at {at:.1} s, after {took:?}: {status}");
                 }
             }
             self.failed[number] = tally.failed.len();
+        }
+        self.failed_calls += told;
+        if told > TOLD {
+            println!("FAILED CALLS  {when}: {told} in all");
         }
     }
 

@@ -24,6 +24,9 @@ const INSTANCES: usize = 20;
 const CLIENTS: usize = 5;
 const RATE: u32 = 20;
 
+/// Long enough that an instance which is told to leave, or killed, often has a call in flight
+const ANSWER: Duration = Duration::from_millis(50);
+
 /// Of the registrations; short, so that the dead are soon gone and an hour has many faults
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 
@@ -104,7 +107,7 @@ impl Stage {
     /// Starts cluster and servers; clients come with [`add_callers`](Self::add_callers)
     pub(crate) async fn start() -> Self {
         let program = env::current_exe().expect("this program has a path").with_file_name("greeter");
-        let greeter = Greeter::new(program.to_str().expect("the path is UTF-8"));
+        let greeter = Greeter::new(program.to_str().expect("the path is UTF-8")).delay(ANSWER);
         let plan = Plan { servers: 0, clients: 0, rate: RATE, ttl: TTL, ..Plan::new(greeter) };
         let cluster = Cluster::start().await;
         let fleet = Fleet::start(cluster.hosts(), plan).await;
