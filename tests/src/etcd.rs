@@ -132,11 +132,10 @@ impl EtcdProcess {
 
     /// SIGTERM, upon which a leader hands over; returns when the process has ended
     pub async fn terminate(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            kill_process(Pid::from_child(&child), Signal::TERM).expect("the process is ours");
-            let ended = wait::until("etcd ends", READY, || child.try_wait().expect("it is a child"));
-            drop(ended.await);
-        }
+        let child = self.child.as_mut().expect("the process runs");
+        kill_process(Pid::from_child(child), Signal::TERM).expect("the process is ours");
+        wait::until("etcd ends", READY, || child.try_wait().expect("it is a child")).await;
+        self.child = None;
     }
 
     /// Starts it again on the same ports and data, and waits until it answers

@@ -166,15 +166,13 @@ impl Iterator for Schedule {
             _ => self.instance_fault(),
         };
         let mut round = vec![(Duration::ZERO, first)];
-        if self.random.u8(..3) == 0 {
-            let second = match (first.is_of_members(), first.kind) {
-                (true, _) if self.random.bool() => Some(self.way_fault()),
-                (true, _) => Some(self.instance_fault()),
-                (_, Kind::Way { .. }) => Some(self.store_fault()),
-                _ => None,
+        if !first.lasting.is_zero() && self.random.bool() {
+            let second = match (first.is_of_members(), self.random.bool()) {
+                (_, true) => self.way_fault(),
+                (true, false) => self.instance_fault(),
+                (false, false) => self.store_fault(),
             };
-            let offset = first.lasting.mul_f64(self.random.f64());
-            round.extend(second.map(|second| (offset, second)));
+            round.push((first.lasting.mul_f64(self.random.f64()), second));
         }
         Some(Round(round))
     }
