@@ -79,22 +79,22 @@ pub(crate) fn subject(violation: &Violation) -> String {
     }
 }
 
-/// Living instances that left the view since its `seen` removals, and that nothing excuses
+/// Living instances that left the view since its `seen` removals, and that nothing excuses; and when
 pub(crate) fn removed(
     view: &Observed,
     seen: &mut usize,
     lives: &[Life],
     excuses: &[Excuse],
-) -> Vec<Violation> {
+) -> Vec<(Instant, Violation)> {
     let removals = view.removals();
-    let new: Vec<_> = removals
-        .iter()
-        .skip(*seen)
-        .filter(|(at, address)| !is_excused(excuses, *at, address))
-        .cloned()
-        .collect();
+    let new = removals.iter().skip(*seen).filter(|(at, address)| !is_excused(excuses, *at, address));
+    let judged = new.flat_map(|removal| {
+        let wrong = removed_while_living(view.name(), std::slice::from_ref(removal), lives, &[]);
+        wrong.into_iter().map(|wrong| (removal.0, wrong))
+    });
+    let judged = judged.collect();
     *seen = removals.len();
-    removed_while_living(view.name(), &new, lives, &[])
+    judged
 }
 
 fn is_excused(excuses: &[Excuse], at: Instant, address: &str) -> bool {

@@ -31,6 +31,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// during an outage may end after it.
 const CALM: Duration = Duration::from_millis(1_500);
 
+/// An old leader that wakes revokes leases as late as this: 7 s, etcd's time for its own requests.
+const REVOKED: Duration = Duration::from_secs(8);
+
 /// A round that is not well by then never will be.
 const NEVER: Duration = Duration::from_secs(60);
 
@@ -132,12 +135,16 @@ impl Run {
         self.stage.play(round).await;
         let healed = Instant::now();
         let (wrong, well) = self.until_well(healed, round.is_of_members()).await;
-        let removed = self.removed();
-        for violation in wrong.into_iter().chain(removed) {
+        for violation in wrong {
             self.violated(&format!("round {number}"), &violation);
+        }
+        for (at, violation) in self.removed() {
+            let at = at.saturating_duration_since(self.start).as_secs_f64();
+            self.violated(&format!("round {number}, at {at:.1} s"), &violation);
         }
         self.judge_calls(&format!("round {number}"));
         self.stage.excuses.clear();
+        self.stage.woken = false;
         println!("              well {:.1} s after healing", well.as_secs_f64());
     }
 
@@ -151,7 +158,7 @@ impl Run {
             let wrong = self.stage.evidence().await.violations();
             if !wrong.is_empty() {
                 well = Instant::now();
-            } else if well.elapsed() > CALM {
+            } else if well.elapsed() > CALM && !(self.stage.woken && healed.elapsed() < REVOKED) {
                 return (violations, well - healed);
             }
             self.is_lost = healed.elapsed() > NEVER;
@@ -164,7 +171,7 @@ impl Run {
         }
     }
 
-    fn removed(&mut self) -> Vec<Violation> {
+    fn removed(&mut self) -> Vec<(Instant, Violation)> {
         let (stage, lives) = (&self.stage, self.stage.fleet.lives());
         let mut violations = Vec::new();
         for view in stage.views() {

@@ -101,6 +101,8 @@ pub(crate) struct Stage {
     ways: Vec<Ways>,
     pub(crate) killed: Vec<Killed>,
     pub(crate) excuses: Vec<Excuse>,
+    /// Whether a leader was frozen for so long that it may revoke leases when it wakes
+    pub(crate) woken: bool,
 }
 
 impl Stage {
@@ -112,8 +114,16 @@ impl Stage {
         let cluster = Cluster::start().await;
         let fleet = Fleet::start(cluster.hosts(), plan).await;
         let (callers, servers, ways) = (Vec::new(), Vec::new(), Vec::new());
-        let mut stage =
-            Self { cluster, fleet, callers, servers, ways, killed: Vec::new(), excuses: Vec::new() };
+        let mut stage = Self {
+            cluster,
+            fleet,
+            callers,
+            servers,
+            ways,
+            killed: Vec::new(),
+            excuses: Vec::new(),
+            woken: false,
+        };
         for instance in 0..INSTANCES {
             stage.ways.push(Ways::to(&stage.cluster).await);
             let server = stage.fleet.add(stage.greeter(instance)).await;
@@ -200,15 +210,8 @@ impl Stage {
     /// Notes which living instances the fault itself may take out of etcd
     async fn excuse(&mut self, fault: &Fault, round: &Round) {
         let address = match fault.kind {
-            Kind::Leader | Kind::AllMembers | Kind::Quorum { frozen: true, .. }
-                if fault.lasting > COSTS_LEASES =>
-            {
-                None
-            }
-            Kind::Member(member, Hit::Freeze) if fault.lasting > COSTS_LEASES => {
-                if self.cluster.leader().await != member {
-                    return;
-                }
+            _ if self.freezes_a_leader(fault).await => {
+                self.woken = true;
                 None
             }
             Kind::Wipe | Kind::DeleteKey(_) | Kind::DeleteAll | Kind::Revoke(_) => None,
@@ -220,6 +223,16 @@ impl Stage {
             _ => return,
         };
         self.excuses.push(Excuse { address, from: Instant::now(), until: None });
+    }
+
+    /// Whether a leader stands still for so long that it may revoke leases when it wakes
+    async fn freezes_a_leader(&self, fault: &Fault) -> bool {
+        fault.lasting > COSTS_LEASES
+            && match fault.kind {
+                Kind::Leader | Kind::AllMembers | Kind::Quorum { frozen: true, .. } => true,
+                Kind::Member(member, Hit::Freeze) => self.cluster.leader().await == member,
+                _ => false,
+            }
     }
 
     async fn begin(&mut self, fault: &Fault) {
