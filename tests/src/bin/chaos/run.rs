@@ -31,9 +31,6 @@ const LOOK: Duration = Duration::from_millis(100);
 /// during an outage may end after it.
 const CALM: Duration = Duration::from_millis(1_500);
 
-/// An old leader that wakes revokes leases as late as this: 7 s, etcd's time for its own requests.
-const REVOKED: Duration = Duration::from_secs(8);
-
 /// A round that is not well by then never will be.
 const NEVER: Duration = Duration::from_secs(60);
 
@@ -144,7 +141,7 @@ impl Run {
         }
         self.judge_calls(&format!("round {number}"));
         self.stage.excuses.clear();
-        self.stage.woken = false;
+        self.stage.aftermath = Duration::ZERO;
         println!("              well {:.1} s after healing", well.as_secs_f64());
     }
 
@@ -158,7 +155,7 @@ impl Run {
             let wrong = self.stage.evidence().await.violations();
             if !wrong.is_empty() {
                 well = Instant::now();
-            } else if well.elapsed() > CALM && !(self.stage.woken && healed.elapsed() < REVOKED) {
+            } else if well.elapsed() > CALM && healed.elapsed() > self.stage.aftermath {
                 return (violations, well - healed);
             }
             self.is_lost = healed.elapsed() > NEVER;

@@ -34,7 +34,11 @@ pub(crate) const TTL: Duration = Duration::from_secs(5);
 /// (etcd before 3.4.31), and a lease was renewed up to a third of its TTL ago when the pause began.
 const COSTS_LEASES: Duration = Duration::from_millis(2_500);
 
-/// The same of an instance that reaches no member: it has 2 s for an answer before it asks again.
+/// An old leader that wakes revokes leases as late as this: 7 s, etcd's time for its own requests.
+const REVOKED: Duration = Duration::from_secs(8);
+
+/// An instance that reaches no member for longer may lose its lease: it was renewed up to a third of the TTL ago, and the
+/// next attempt comes up to 3 s after healing.
 const COSTS_ITS_LEASE: Duration = Duration::from_millis(1_000);
 
 /// Someone's own way to each member
@@ -101,8 +105,8 @@ pub(crate) struct Stage {
     ways: Vec<Ways>,
     pub(crate) killed: Vec<Killed>,
     pub(crate) excuses: Vec<Excuse>,
-    /// Whether a leader was frozen for so long that it may revoke leases when it wakes
-    pub(crate) woken: bool,
+    /// How long after healing the faults of this round may still take living instances out of etcd
+    pub(crate) aftermath: Duration,
 }
 
 impl Stage {
@@ -122,7 +126,7 @@ impl Stage {
             ways,
             killed: Vec::new(),
             excuses: Vec::new(),
-            woken: false,
+            aftermath: Duration::ZERO,
         };
         for instance in 0..INSTANCES {
             stage.ways.push(Ways::to(&stage.cluster).await);
@@ -192,7 +196,13 @@ impl Stage {
     pub(crate) async fn play(&mut self, round: &Round) {
         let start = tokio::time::Instant::now();
         let mut steps: Vec<_> = round.0.iter().map(|(offset, fault)| (*offset, true, *fault)).collect();
-        steps.extend(round.0.iter().map(|(offset, fault)| (*offset + fault.lasting, false, *fault)));
+        let ends = |(offset, fault): &(Duration, Fault)| *offset + fault.lasting;
+        let last = round.0.iter().map(ends).max().unwrap_or_default();
+        steps.extend(round.0.iter().map(|pair| {
+            // Waiting until an instance has left must not make another fault longer.
+            let waits = matches!(pair.1.kind, Kind::RestartInstance(_));
+            (if waits { last } else { ends(pair) }, false, pair.1)
+        }));
         // Stable: a fault without a length begins before it ends.
         steps.sort_by_key(|(at, ..)| *at);
         for (at, begins, fault) in steps {
@@ -211,13 +221,14 @@ impl Stage {
     async fn excuse(&mut self, fault: &Fault, round: &Round) {
         let address = match fault.kind {
             _ if self.freezes_a_leader(fault).await => {
-                self.woken = true;
+                self.aftermath = self.aftermath.max(REVOKED);
                 None
             }
             Kind::Wipe | Kind::DeleteKey(_) | Kind::DeleteAll | Kind::Revoke(_) => None,
             Kind::Way { of: Who::Instance(instance), through, .. }
                 if round.is_of_members() || through.is_none() && fault.lasting > COSTS_ITS_LEASE =>
             {
+                self.aftermath = self.aftermath.max(TTL);
                 Some(self.address(instance))
             }
             _ => return,
@@ -263,7 +274,7 @@ impl Stage {
             }
             Kind::Way { of, through, how } => self.obstruct(of, through, how).await,
             Kind::KillInstance { instance, .. } => self.kill(instance),
-            Kind::RestartInstance(instance) => self.fleet.terminate(self.servers[instance]).await,
+            Kind::RestartInstance(instance) => self.fleet.dismiss(self.servers[instance]),
         }
     }
 
@@ -273,7 +284,9 @@ impl Stage {
             Kind::KillInstance { instance, elsewhere: true } => {
                 self.servers[instance] = self.fleet.add(self.greeter(instance)).await;
             }
-            Kind::KillInstance { instance, elsewhere: false } | Kind::RestartInstance(instance) => {
+            Kind::KillInstance { instance, elsewhere: false } => self.come_back(instance).await,
+            Kind::RestartInstance(instance) => {
+                self.fleet.left(self.servers[instance]).await;
                 self.come_back(instance).await;
             }
             _ if fault.is_of_members() => self.cluster.heal().await,
