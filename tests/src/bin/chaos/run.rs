@@ -142,7 +142,11 @@ impl Run {
         self.judge_calls(&format!("round {number}"));
         self.stage.excuses.clear();
         self.stage.aftermath = Duration::ZERO;
-        println!("              well {:.1} s after healing", well.as_secs_f64());
+        if self.is_lost {
+            println!("              not well {NEVER:?} after healing: the run ends here");
+        } else {
+            println!("              well {:.1} s after healing", well.as_secs_f64());
+        }
     }
 
     /// Waits until every view shows what etcd says, which is one key for each that lives; what was late, and how long
