@@ -55,10 +55,9 @@ impl Deadlines {
     }
 
     fn until(&self, violation: &Violation, since: Instant, lives: &[Life]) -> Instant {
-        let address = match violation {
-            Violation::DeadKey { address, .. } | Violation::SeveralKeys { address, .. } => address,
+        let (Violation::DeadKey { address, .. } | Violation::SeveralKeys { address, .. }) = violation else {
             // What became wrong later, as a key that lapsed, has as long from then on.
-            _ => return self.healed.max(since) + CONVERGED,
+            return self.healed.max(since) + CONVERGED;
         };
         let died = lives.iter().filter(|life| life.address == *address).filter_map(|life| life.until).max();
         match died {

@@ -270,7 +270,7 @@ impl Stage {
                 self.cluster.wipe_all();
             }
             Kind::Compact | Kind::DeleteKey(_) | Kind::DeleteAll | Kind::Revoke(_) => {
-                self.on_store(fault.kind).await
+                self.on_store(fault.kind).await;
             }
             Kind::Way { of, through, how } => self.obstruct(of, through, how).await,
             Kind::KillInstance { instance, .. } => self.kill(instance),
