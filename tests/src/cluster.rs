@@ -152,6 +152,14 @@ impl Cluster {
         member.proxy.refuse().await;
     }
 
+    /// SIGTERM; its port refuses from the time on at which it has ended
+    pub async fn terminate(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        member.etcd.terminate().await;
+        member.condition = Condition::Dead;
+        member.proxy.refuse().await;
+    }
+
     /// SIGKILL to all three
     pub async fn kill_all(&mut self) {
         for member in 0..self.len() {

@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::process::freeze;
+use crate::{process::freeze, wait};
 
 /// What stands for etcd
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +183,14 @@ impl EtcdProcess {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// SIGTERM, upon which a leader hands over; returns when the process has ended
+    pub async fn terminate(&mut self) {
+        let child = self.child.as_mut().expect("the process runs");
+        kill_process(Pid::from_child(child), Signal::TERM).expect("the process is ours");
+        wait::until("etcd ends", READY, || child.try_wait().expect("it is a child")).await;
+        self.child = None;
     }
 
     /// Starts it again on the same ports and data, and waits until it answers

@@ -208,8 +208,18 @@ impl Fleet {
 
     /// SIGTERM; returns when it has drained and ended
     pub async fn terminate(&mut self, server: usize) {
+        self.dismiss(server);
+        self.left(server).await;
+    }
+
+    /// SIGTERM
+    pub fn dismiss(&mut self, server: usize) {
         self.servers[server].dies();
         self.servers[server].process.sigterm();
+    }
+
+    /// Waits until a server that was dismissed has ended
+    pub async fn left(&mut self, server: usize) {
         self.servers[server].process.exited(LEFT).await;
     }
 

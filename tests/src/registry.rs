@@ -112,11 +112,11 @@ fn is_required() -> bool {
     env::var_os("CALLSIGN_REQUIRE_ETCD").is_some_and(|value| value == "1")
 }
 
-fn on_path(name: &str) -> bool {
+pub(crate) fn on_path(name: &str) -> bool {
     env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(name).is_file())
 }
 
-fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     say(&format!("skipped: {test}: {why}"));
 }

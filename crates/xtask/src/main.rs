@@ -5,6 +5,7 @@
 
 mod bench;
 mod cargo;
+mod chaos;
 mod demo;
 mod etcd;
 mod family;
@@ -30,6 +31,8 @@ usage: cargo xtask TASK
                         where no etcd is on PATH, everything on the embedded one
   faults [--all]        every fault of etcd that is known, each beside servers under load, on three real members:
                         about 4 minutes; with --all the long forms, about 15
+  chaos [--seed N] [--minutes M]
+                        random faults of a real etcd, of servers and of the ways to etcd, under load
   fuzz                  a million random bad inputs for everything that reads keys, values, addresses and targets
   bench NAME [--quick]  one measurement; without a name: the list of them
 
@@ -72,6 +75,7 @@ fn run() -> Result {
         Some("run") => run::run(&rest),
         Some("test") => test::run(&rest),
         Some("faults") => faults::run(&rest),
+        Some("chaos") => chaos::run(&rest),
         Some("fuzz") if rest.is_empty() => fuzz::run(),
         Some("fuzz") => Err("fuzz takes no arguments".into()),
         Some("bench") => bench::run(rest),
