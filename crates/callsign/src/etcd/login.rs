@@ -159,7 +159,8 @@ impl Login {
                 let mut status =
                     Status::new(status.code(), format!("the login was refused: {}", status.message()));
                 status.set_source(Arc::new(refused));
-                self.report.on_refused(&format!("etcd {}: {}", bare.host(), status.message()));
+                let said = request::printable(status.message());
+                self.report.on_refused(&format!("etcd {}: {said}", bare.host()));
                 inner.refused = Some((refused, status.clone()));
                 Err(status)
             }
