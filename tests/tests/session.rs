@@ -93,6 +93,14 @@ async fn add_app(etcd: &EtcdProcess, password: &'static str) {
     .await;
 }
 
+async fn enable_auth(etcd: &EmbeddedEtcd) -> Result<(), etcd_client::Error> {
+    let mut admin = etcd_client::Client::connect([etcd.endpoint()], None).await?;
+    admin.user_add("root", "root", None).await?;
+    admin.role_add("root").await?;
+    admin.user_grant_role("root", "root").await?;
+    admin.auth_enable().await.map(drop)
+}
+
 fn app(etcd: &EtcdProcess) -> Etcd {
     Etcd::connect_lazy(options(etcd).user("app", "one")).expect("valid options")
 }
@@ -310,14 +318,30 @@ async fn an_etcd_without_authentication_is_used_without_a_login_until_it_asks_fo
     assert_eq!(pairs_as_root(&etcd, "hello.rpc/").await, []);
 }
 
+/// Its timer belonged to the runtime that had ended, and whoever polled it from another panicked, for ever
+#[test]
+fn a_login_that_waits_goes_on_when_the_runtime_that_it_began_in_has_ended() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let etcd = second.block_on(EmbeddedEtcd::start("127.0.0.1:0")).unwrap();
+    second.block_on(enable_auth(&etcd)).unwrap();
+    let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()]).user("root", "root")).unwrap();
+    first.block_on(session.put_value("k", &1)).unwrap();
+    etcd.expire_tokens();
+    // Refused; the next login is due a second after the last one.
+    let waiting = first.block_on(async {
+        tokio::time::timeout(Duration::from_millis(200), session.put_value("k", &2)).await
+    });
+    assert!(waiting.is_err(), "it waits");
+    drop(first);
+    second.block_on(session.put_value("k", &3)).unwrap();
+}
+
 #[tokio::test]
 async fn a_watch_that_is_refused_in_band_is_opened_again_with_a_new_token() {
     let etcd = EmbeddedEtcd::start("127.0.0.1:0").await.unwrap();
-    let mut admin = etcd_client::Client::connect([etcd.endpoint()], None).await.unwrap();
-    admin.user_add("root", "root", None).await.unwrap();
-    admin.role_add("root").await.unwrap();
-    admin.user_grant_role("root", "root").await.unwrap();
-    admin.auth_enable().await.unwrap();
+    enable_auth(&etcd).await.unwrap();
     let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()]).user("root", "root")).await.unwrap();
     follow_anew(&session, SERVICE).await;
     // Each answer takes its time: first the list's, then the watch's, and meanwhile the token expires.

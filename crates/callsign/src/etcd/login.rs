@@ -94,6 +94,8 @@ struct Inner {
 
 struct Pending {
     bare: Bare,
+    /// When it is to be sent. No timer is kept: it would panic once the runtime of the first who waited has ended
+    at: Instant,
     answer: Pin<Box<dyn Future<Output = Result<Option<HeaderValue>, Status>> + Send>>,
 }
 
@@ -119,7 +121,10 @@ impl Login {
         }
         let Inner { pending, sent, .. } = &mut *inner;
         let answer = match pending {
-            Some(pending) => pending.answer.as_mut().await,
+            Some(pending) => {
+                sleep_until(pending.at).await;
+                pending.answer.as_mut().await
+            }
             None => unreachable!("it was begun above"),
         };
         (*pending, *sent) = (None, Some(Instant::now()));
@@ -131,11 +136,8 @@ impl Login {
         let now = Instant::now();
         let at = last.map_or(now, |last| now.max(last + SPACING)) + spread;
         let (credentials, over) = (self.credentials.clone(), bare.clone());
-        let answer = Box::pin(async move {
-            sleep_until(at).await;
-            authenticate(over, &credentials).await
-        });
-        Pending { bare: bare.clone(), answer }
+        let answer = Box::pin(async move { authenticate(over, &credentials).await });
+        Pending { bare: bare.clone(), at, answer }
     }
 
     fn settle(
@@ -157,7 +159,8 @@ impl Login {
                 let mut status =
                     Status::new(status.code(), format!("the login was refused: {}", status.message()));
                 status.set_source(Arc::new(refused));
-                self.report.on_refused(&format!("etcd {}: {}", bare.host(), status.message()));
+                let said = request::printable(status.message());
+                self.report.on_refused(&format!("etcd {}: {said}", bare.host()));
                 inner.refused = Some((refused, status.clone()));
                 Err(status)
             }

@@ -35,6 +35,7 @@
 //! ```
 
 mod form;
+mod id;
 mod key;
 mod lease;
 mod machine;
@@ -334,7 +335,7 @@ impl Terms {
     ) -> Result<Self, RegisterError> {
         let service = ServiceName::parse(service)?;
         form.check(id)?;
-        let id = id.unwrap_or_else(|| fastrand::i64(1..));
+        let id = id.unwrap_or_else(id::random);
         if id <= 0 {
             return Err(RegisterError::Id { id });
         }

@@ -56,7 +56,7 @@ impl RequestError {
     }
 
     fn of(kind: Kind, host: &Address, message: &str) -> Self {
-        Self { kind, host: host.clone(), message: message.into() }
+        Self { kind, host: host.clone(), message: printable(message).into() }
     }
 
     pub(crate) fn new(host: &Address, error: &etcd_client::Error) -> Self {
@@ -153,6 +153,13 @@ impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "etcd {}: {}", self.host, self.message)
     }
+}
+
+/// A peer's words, which may be anything, as they may be logged: cut, no control characters
+pub(super) fn printable(words: &str) -> String {
+    const LONGEST: usize = 1000;
+    let legal = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    words.chars().take(LONGEST).map(legal).collect()
 }
 
 /// Whether etcd's words mean that the token is no good (any more)
@@ -265,6 +272,19 @@ mod tests {
         status.set_source(Arc::new(refused));
         let boxed: Box<dyn Error + Send + Sync> = Box::new(status);
         assert_eq!(kind(etcd_client::Error::GRpcStatus(Status::from_error(boxed))), Kind::Login(refused));
+    }
+
+    /// A status of whatever answers on the port was logged as it came
+    #[test]
+    fn what_a_peer_says_is_cut_and_has_no_control_characters() {
+        let words = format!("\n2026-01-01 WARN forged \u{1b}[31m{}", "x".repeat(100_000));
+        let host = "h:1".parse().unwrap();
+        let said = etcd_client::Error::GRpcStatus(Status::unavailable(words.as_str()));
+        for error in [RequestError::new(&host, &said), RequestError::canceled(&host, 0, &words)] {
+            let shown = error.to_string();
+            assert!(shown.contains("WARN forged") && !shown.chars().any(char::is_control), "{shown}");
+            assert!(shown.len() < 2000, "{} bytes", shown.len());
+        }
     }
 
     #[test]

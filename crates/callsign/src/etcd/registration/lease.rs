@@ -49,14 +49,9 @@ impl Lease {
     }
 }
 
-/// A new lease's id
-///
-/// Ours to choose, so that a lease can be revoked although the answer to its grant never came.
-pub(super) fn new_id() -> i64 {
-    fastrand::i64(1..)
-}
-
 /// Asks for the lease `id`; one that an earlier attempt was granted, unheard, is as good
+///
+/// The id is ours to choose, so that a lease can be revoked although the answer to its grant never came.
 pub(super) async fn grant(lane: &Lane, id: i64, ttl: i64) -> Result<Lease, RequestError> {
     let options = LeaseGrantOptions::new().with_id(id);
     let grant = |client: Client| async move { client.lease_client().grant(ttl, Some(options)).await };

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    LossCause, Registration,
+    LossCause, Registration, id,
     key::{Ended, Key},
     lease::{self, Lease},
     report::Report,
@@ -155,7 +155,7 @@ impl Machine {
     where
         F: Future<Output = Result<Lease, RequestError>> + Send + 'static,
     {
-        let id = *self.lease.get_or_insert_with(lease::new_id);
+        let id = *self.lease.get_or_insert_with(id::random);
         let mut asking = self.asking.insert(Box::pin(grant(id))).as_mut();
         let answer = loop {
             tokio::select! {
