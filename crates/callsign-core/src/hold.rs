@@ -28,8 +28,8 @@ pub struct Hold {
     removed: HashMap<u64, Removed>,
     /// Listed ones that came within the last window: each makes up for one that was removed.
     added: HashMap<u64, Instant>,
-    /// Nobody was listed and nobody missed: what comes next is a first list and makes up for nobody.
-    fresh: bool,
+    /// When a list began to come in where nobody was listed and nobody missed: it makes up for nobody.
+    first: Option<Instant>,
     /// An event of holding is under way.
     holding: bool,
 }
@@ -75,6 +75,8 @@ pub struct Vanished {
 const WINDOWS: u32 = 3;
 /// Fewer are never many, unless they were all.
 const FEW: usize = 3;
+/// What comes this soon after the first one belongs to the first list: a long one comes in parts, each decided on.
+const FIRST_LIST: Duration = Duration::from_secs(1);
 
 impl Hold {
     /// Removals within `window` of each other are judged together; zero holds nobody
@@ -84,7 +86,7 @@ impl Hold {
             listed: 0,
             removed: HashMap::new(),
             added: HashMap::new(),
-            fresh: true,
+            first: None,
             holding: false,
         }
     }
@@ -97,7 +99,9 @@ impl Hold {
     /// Discovery lists an endpoint that it did not list before
     pub fn insert(&mut self, endpoint: u64, now: Instant) {
         self.listed += 1;
-        if self.removed.remove(&endpoint).is_none() && !self.fresh {
+        let first = *self.first.get_or_insert(now);
+        let late = now.saturating_duration_since(first) >= FIRST_LIST;
+        if self.removed.remove(&endpoint).is_none() && late {
             self.added.insert(endpoint, now);
         }
     }
@@ -140,7 +144,9 @@ impl Hold {
         let holding = self.removed.values().any(|removed| removed.stands == Stands::Held);
         decision.ended = self.holding && !holding;
         self.holding = holding;
-        self.fresh = self.listed == 0 && self.removed.is_empty();
+        if self.listed == 0 && self.removed.is_empty() {
+            self.first = None;
+        }
         decision
     }
 
@@ -218,6 +224,7 @@ mod tests {
         let mut test = Test { hold: Hold::new(WINDOW), now: zero(), stood: BTreeMap::new() };
         let outcome = test.change(0..n, 0..0);
         assert_eq!(outcome, Outcome { held: vec![], over: vec![], began: None, ended: false });
+        test.now += FIRST_LIST;
         test
     }
 
@@ -452,6 +459,24 @@ mod tests {
     fn a_first_list_makes_up_for_nobody() {
         let mut test = service(20);
         assert_eq!(test.change(0..0, 0..7).held, numbers(0..7), "a moment after the first list");
+    }
+
+    /// A pool applies a long list a few thousand at a time.
+    #[test]
+    fn no_part_of_a_first_list_makes_up_for_anybody() {
+        let mut test = Test { hold: Hold::new(WINDOW), now: zero(), stood: BTreeMap::new() };
+        for part in [0..40, 40..80, 80..100] {
+            test.change(part, 0..0);
+            test.now += Duration::from_millis(50);
+        }
+        assert_eq!(test.change(0..0, 0..40).held, numbers(0..40));
+        // Nor does any of the next one, once all are gone and forgotten.
+        test.change(0..0, 40..100);
+        test.after(3 * WINDOW);
+        for part in [200..240, 240..300] {
+            test.change(part, 0..0);
+        }
+        assert_eq!(test.change(0..0, 200..240).held, numbers(200..240));
     }
 
     #[test]

@@ -240,7 +240,8 @@ impl Serve {
     /// all of them are set to `NOT_SERVING`, as the server deregisters. A service without a status, cleared or never set,
     /// has no say.
     ///
-    /// Calls from clients that have not noticed yet are served all the same. The health service itself is added to the
+    /// Calls from clients that have not noticed yet are served all the same, and so are those of clients that
+    /// [hold](crate::channel::EtcdChannelBuilder::hold_window) a server that was the last one. The health service itself is added to the
     /// router by you: see the [module's](self#health) example.
     pub fn health(mut self, reporter: HealthReporter) -> Self {
         self.plan.health = Some(reporter);

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     Result, cargo,
-    etcd::Etcd,
+    etcd::{Etcd, shown},
     family::{Family, Id},
     ports,
 };
@@ -48,7 +48,7 @@ fn build(etcd: &Etcd) -> Result {
 
 fn play(family: &mut Family, etcd: &Etcd, deadline: Instant) -> Result {
     let hosts = etcd.start(family)?;
-    println!("etcd                {hosts}");
+    println!("etcd                {}", shown(&hosts));
     let service = service(etcd);
     let mut stage = Stage { family, hosts, service, servers: Vec::new() };
     for port in ports::free(2)? {
@@ -107,7 +107,9 @@ impl Stage<'_> {
         }
         match self.family.wait(client, deadline) {
             Some(status) if status.success() => Ok(()),
-            Some(status) => Err(format!("the demo failed (client: {status}; etcd: {})", self.hosts).into()),
+            Some(status) => {
+                Err(format!("the demo failed (client: {status}; etcd: {})", shown(&self.hosts)).into())
+            }
             None => Err("the client closed its output and does not end".into()),
         }
     }

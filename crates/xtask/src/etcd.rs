@@ -18,7 +18,7 @@ use crate::{
 /// Where an etcd can be had
 #[derive(Debug)]
 pub(crate) enum Etcd {
-    /// Hosts of a running cluster, comma separated
+    /// A running cluster, as a line that the library reads
     Cluster(String),
     /// A program to start
     Program(PathBuf),
@@ -33,7 +33,7 @@ impl Etcd {
     /// `CALLSIGN_ETCD`, if it answers; where that is not set, the `etcd` on PATH; where there is none, the embedded one
     pub(crate) fn find() -> Result<Self> {
         let hosts = env::var_os("CALLSIGN_ETCD").unwrap_or_default();
-        let hosts = hosts.into_string().map_err(|hosts| format!("CALLSIGN_ETCD={hosts:?} is not UTF-8"))?;
+        let hosts = hosts.into_string().map_err(|_| "CALLSIGN_ETCD is not UTF-8")?;
         if listed(&hosts).next().is_none() {
             return Ok(program::on_path("etcd").map_or(Self::Embedded, Self::Program));
         }
@@ -51,15 +51,27 @@ impl Etcd {
     }
 }
 
+/// The hosts in a line as the library reads it, which may have a login before them and options behind
+pub(crate) fn shown(line: &str) -> &str {
+    let line = line.trim();
+    let line = line.strip_prefix("etcd:///").unwrap_or(line);
+    let place = line.split_once('?').map_or(line, |(place, _)| place);
+    place.rsplit_once('@').map_or(place, |(_, hosts)| hosts)
+}
+
 /// Empty items count for nothing, as in the library
-fn listed(hosts: &str) -> impl Iterator<Item = &str> {
-    hosts.split(',').map(str::trim).filter(|host| !host.is_empty())
+fn listed(line: &str) -> impl Iterator<Item = &str> {
+    shown(line).split(',').map(str::trim).filter(|host| !host.is_empty())
 }
 
 /// Whether one of the hosts is an etcd that works: a demo without would only say that no server came
 fn probe(hosts: &str) -> Result {
     let mut causes = Vec::new();
     for host in listed(hosts) {
+        // Whom to trust is in the options: the programs will find out.
+        if host.starts_with("https://") {
+            return Ok(());
+        }
         match ask(host.strip_prefix("http://").unwrap_or(host)) {
             Ok(answer) if is_healthy(&answer) => return Ok(()),
             Ok(_) => causes.push(format!("\n  {host}: answers, but not as a healthy etcd does")),
@@ -70,7 +82,7 @@ fn probe(hosts: &str) -> Result {
             Err(error) => causes.push(format!("\n  {host}: {error}")),
         }
     }
-    Err(format!("no etcd answers at CALLSIGN_ETCD={hosts}:{}", causes.concat()).into())
+    Err(format!("no etcd answers at CALLSIGN_ETCD={}:{}", shown(hosts), causes.concat()).into())
 }
 
 fn start(program: &Path, family: &mut Family) -> Result<String> {
@@ -143,6 +155,21 @@ mod tests {
         let error = probe(&format!("http://{mute}, no-port")).unwrap_err().to_string();
         assert!(error.starts_with("no etcd answers at CALLSIGN_ETCD="), "{error}");
         assert!(error.contains(&format!("{mute}: no answer")) && error.contains("no-port: "), "{error}");
+    }
+
+    #[test]
+    fn a_login_is_not_shown_and_not_taken_for_a_host() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mute = listener.local_addr().unwrap();
+        for line in [
+            format!("etcd:///root:s3,cret@{mute}?namespace=/service"),
+            format!("root:s3,cret@{mute}?tls_ca=/etc/ca.pem"),
+        ] {
+            let error = probe(&line).unwrap_err().to_string();
+            assert!(error.contains(&format!("{mute}: no answer")), "{error}");
+            assert!(!error.contains("s3") && !error.contains("cret") && !error.contains('?'), "{error}");
+        }
+        probe(&format!("root:s3cret@https://{mute}")).unwrap();
     }
 
     #[test]

@@ -90,7 +90,10 @@ impl Book {
     }
 
     pub(super) fn set_standing(&mut self, endpoint: u64, standing: Standing) {
-        self.change(endpoint, |entry| entry.standing = standing);
+        // Asked for all removed endpoints whenever one changes: looking is cheap, comparing all that is told is not.
+        if self.entries.get(&endpoint).is_some_and(|entry| entry.standing != standing) {
+            self.change(endpoint, |entry| entry.standing = standing);
+        }
     }
 
     /// Whether an endpoint answers, as far as its task has told

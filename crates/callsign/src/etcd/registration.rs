@@ -151,9 +151,12 @@ impl Registration {
 
     /// Takes the instance out of etcd for a while: its key is deleted, its lease kept
     ///
-    /// Clients send it no more calls; those that have begun go on. Returns when etcd has confirmed. It stays paused, through
-    /// whatever befalls etcd or the lease, until [`resume`](Self::resume). Pausing twice is pausing once. Dropping the future
-    /// takes nothing back.
+    /// Clients send it no more calls; those that have begun go on. But when all instances are paused within a short time, the
+    /// only one included, or more than a third of them, a channel takes that for a failing registry and goes on to call
+    /// them for a while: see [`hold_window`](crate::channel::EtcdChannelBuilder::hold_window).
+    ///
+    /// Returns when etcd has confirmed. It stays paused, through whatever befalls etcd or the lease, until
+    /// [`resume`](Self::resume). Pausing twice is pausing once. Dropping the future takes nothing back.
     ///
     /// # Errors
     ///
