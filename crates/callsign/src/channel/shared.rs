@@ -55,6 +55,8 @@ pub(super) struct Book {
     /// By number.
     pub(super) entries: BTreeMap<u64, Entry>,
     untold: Vec<EndpointUpdate>,
+    /// Something has changed of an endpoint that calls use, or used: what is published is out of date.
+    stale: bool,
 }
 
 pub(super) struct Entry {
@@ -101,11 +103,24 @@ impl Book {
         self.entries.get(&endpoint).is_some_and(|entry| entry.sender.is_some())
     }
 
+    /// Who is ready
+    fn ready(&self) -> Ready {
+        let mut ready = Ready::default();
+        for entry in self.entries.values() {
+            let Some(sender) = entry.in_use() else { continue };
+            let (load, streams) = (Arc::clone(&entry.endpoint.load), Arc::clone(sender.streams()));
+            ready.candidates.push(Candidate::new(entry.endpoint.number, load, streams));
+            ready.targets.push((Arc::clone(&entry.endpoint), sender.clone()));
+        }
+        ready
+    }
+
     /// Changes an entry; what others see of that will be told
     fn change(&mut self, endpoint: u64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&endpoint) else { return };
-        let before = entry.update();
+        let (before, was_used) = (entry.update(), entry.in_use().is_some());
         change(entry);
+        self.stale |= was_used || entry.in_use().is_some();
         let update = entry.update();
         if update == before {
             return;
@@ -204,15 +219,11 @@ impl Shared {
     ///
     /// In this order: once a listener knows that an endpoint is lost, no call picks it any more.
     pub(super) fn publish(&self, mut book: MutexGuard<'_, Book>) {
-        let mut ready = Ready::default();
-        for entry in book.entries.values() {
-            let Some(sender) = entry.in_use() else { continue };
-            let (load, streams) = (Arc::clone(&entry.endpoint.load), Arc::clone(sender.streams()));
-            ready.candidates.push(Candidate::new(entry.endpoint.number, load, streams));
-            ready.targets.push((Arc::clone(&entry.endpoint), sender.clone()));
+        // Of thousands of endpoints some always try to connect, which is no news to calls.
+        if std::mem::take(&mut book.stale) {
+            self.ready.store(Arc::new(book.ready()));
+            self.waiters.wake_all();
         }
-        self.ready.store(Arc::new(ready));
-        self.waiters.wake_all();
         for update in std::mem::take(&mut book.untold) {
             // Nobody listens: fine.
             let _ = self.updates.send(update);
