@@ -5,15 +5,28 @@
 use std::time::Duration;
 
 use callsign::{
-    Etcd, EtcdOptions, PauseError, Registration, RegistrationState, etcd::registration::LossCause,
+    Etcd, EtcdOptions, PauseError, Registration, RegistrationState,
+    etcd::registration::{LossCause, RegistrationBuilder},
 };
-use callsign_tests::{etcd::EtcdProcess, greeter, peers::Peer, proxy::Proxy, registry, wait};
+use callsign_tests::{
+    etcd::EtcdProcess,
+    greeter,
+    peers::Peer,
+    proxy::Proxy,
+    registry,
+    relay::{
+        Relay,
+        Treatment::{Hold, Lose, Pass, Refuse},
+    },
+    wait,
+};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
 };
+use tonic::Status;
 
 const SERVICE: &str = "hello.rpc";
 const NO_LEASES: [i64; 0] = [];
@@ -30,6 +43,20 @@ fn session(etcd: &EtcdProcess) -> Etcd {
 async fn registered(etcd: &EtcdProcess, ttl: u64) -> Registration {
     let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().expect("an address"));
     builder.id(7).ttl(Duration::from_secs(ttl)).register().await.expect("etcd is there")
+}
+
+/// What etcd says of a lease that has ended
+fn lease_gone() -> Status {
+    Status::not_found("etcdserver: requested lease not found")
+}
+
+/// A registration over a relay, behind a proxy whose reset ends the streams that are open
+async fn relayed(etcd: &EtcdProcess) -> (RegistrationBuilder, Relay, Proxy) {
+    let relay = Relay::to(etcd.endpoint()).await;
+    let proxy = Proxy::to(relay.endpoint()).await;
+    let session = Etcd::connect_lazy(EtcdOptions::new([proxy.endpoint()])).expect("a valid host");
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().expect("an address"));
+    (builder.id(7), relay, proxy)
 }
 
 /// Waits until the state meets `condition`
@@ -618,6 +645,61 @@ async fn of_two_opposite_wishes_the_later_holds_and_the_earlier_hears_of_it() {
         assert!(matches!(paused, Err(PauseError::Overruled { .. })), "{paused:?}");
         resumed.unwrap();
         assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_was_put_unheard_and_outlives_its_lease_is_still_ones_own() {
+    let etcd = registry::etcd().await;
+    let (builder, relay, proxy) = relayed(&etcd).await;
+    let registration = builder.ttl(Duration::from_secs(5)).register().await.unwrap();
+    let first = lease(&registration.state().borrow().clone());
+    relay.treat("Txn", Lose);
+    etcd.revoke(first).await;
+    registry::until_registered(&etcd, SERVICE, BACK, |all| all.is_empty()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all == [ADDRESS]).await;
+    // etcd's word: a lease whose time is over is not found, although its keys are deleted a little later.
+    let [second] = etcd.leases().await[..] else { panic!("one lease") };
+    relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+    proxy.reset().await;
+    proxy.heal();
+    while etcd.leases().await.len() < 2 {}
+    relay.treat("LeaseKeepAlive", Pass);
+    relay.treat("Txn", Pass);
+    let state = until_state(&registration, BOUND, |state| {
+        is_registered(state) || *state == RegistrationState::Lost { cause: LossCause::Overwritten }
+    });
+    let third = lease(&state.await);
+    assert!(third != first && third != second);
+    etcd.revoke(second).await;
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    registration.deregister().await.unwrap();
+    assert_eq!(pairs(&etcd).await, []);
+}
+
+#[tokio::test]
+async fn a_key_that_outlives_its_lease_is_taken_along_when_it_leaves_or_pauses() {
+    let etcd = registry::etcd().await;
+    for pauses in [false, true] {
+        let (builder, relay, proxy) = relayed(&etcd).await;
+        let registration = builder.register().await.unwrap();
+        relay.treat("LeaseGrant", Hold);
+        relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+        proxy.reset().await;
+        proxy.heal();
+        let ended = RegistrationState::Lost { cause: LossCause::LeaseEnded };
+        until_state(&registration, BOUND, |state| *state == ended).await;
+        assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+        if pauses {
+            let pausing = tokio::time::timeout(Duration::from_millis(200), registration.pause()).await;
+            assert!(pausing.is_err(), "{pausing:?}, with the key in etcd");
+            relay.treat("LeaseKeepAlive", Pass);
+            relay.treat("LeaseGrant", Pass);
+            registration.pause().await.unwrap();
+        } else {
+            registration.deregister().await.unwrap();
+        }
+        assert_eq!(pairs(&etcd).await, []);
     }
 }
 

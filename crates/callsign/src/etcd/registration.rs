@@ -34,6 +34,7 @@
 //! # }
 //! ```
 
+mod claims;
 mod form;
 mod id;
 mod key;
