@@ -704,6 +704,31 @@ async fn a_key_that_outlives_its_lease_is_taken_along_when_it_leaves_or_pauses()
 }
 
 #[tokio::test]
+async fn leaving_is_not_confirmed_while_a_claim_that_was_given_up_may_put_the_key_again() {
+    let etcd = registry::etcd().await;
+    for revoked in [false, true] {
+        let (builder, relay, _proxy) = relayed(&etcd).await;
+        relay.treat("Txn", Lose);
+        let registration = builder.start().unwrap();
+        let given_up =
+            |state: &RegistrationState| matches!(state, RegistrationState::Granting { cause: Some(_) });
+        until_state(&registration, BOUND, given_up).await;
+        relay.treat("Txn", Pass);
+        until_state(&registration, BOUND, is_registered).await;
+        relay.treat("LeaseRevoke", Hold);
+        let leaving = tokio::spawn(registration.deregister());
+        registry::until_registered(&etcd, SERVICE, BACK, |all| all.is_empty()).await;
+        if revoked {
+            // Later than one would wait for it after a deletion that settles everything.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            relay.treat("LeaseRevoke", Pass);
+        }
+        let left = leaving.await.unwrap();
+        assert_eq!(left.is_ok(), revoked, "{left:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_process_that_stood_still_for_longer_than_its_ttl_is_back_at_once() {
     let etcd = registry::etcd().await;
     let server = greeter!().register(SERVICE, &etcd.endpoint()).ttl(Duration::from_secs(2)).start().await;

@@ -217,7 +217,8 @@ impl Machine {
 
 /// Takes the key away; either of two ways will do, as far as it reaches
 ///
-/// Revoking deletes the key too, if it is still under this `lease`; it goes over another connection, though.
+/// Revoking deletes the key too, if it is still under this `lease`; it goes over another connection, though. Deleting does
+/// not stop a claim that was given up: a frozen member that wakes may put the key again, as long as the lease is there.
 async fn vanish(
     key: &Key,
     lease: i64,
@@ -225,22 +226,24 @@ async fn vanish(
     revoked: impl Future<Output = Result<(), RequestError>>,
 ) -> Result<(), RequestError> {
     let revoking_will_do = !key.claims().may_outlive(lease);
+    let deleting_will_do = !key.claims().is_open(lease);
     let (mut deleted, mut revoked) = (pin!(deleted), pin!(revoked));
     tokio::select! {
         result = &mut revoked => match result {
             Ok(()) if revoking_will_do => Ok(()),
             Ok(()) => deleted.await.map(drop),
             Err(error) => match deleted.await {
-                Ok(_) => Ok(()),
+                Ok(_) if deleting_will_do => Ok(()),
                 _ => Err(error),
             },
         },
         result = &mut deleted => match result {
-            Ok(_) => {
+            Ok(_) if deleting_will_do => {
                 // Whatever comes of it: the key is gone.
                 let _ = timeout(LEAVE_LEASE, revoked).await;
                 Ok(())
             }
+            Ok(_) => revoked.await,
             Err(error) => revoked.await.and(if revoking_will_do { Ok(()) } else { Err(error) }),
         },
     }
