@@ -33,6 +33,8 @@ const NO_LEASES: [i64; 0] = [];
 const ADDRESS: &str = "127.0.0.1:9090";
 /// What is lost has to be back within this time
 const BACK: Duration = Duration::from_secs(2);
+/// What waits for nobody is done within this time
+const SOON: Duration = Duration::from_secs(1);
 /// For what starts etcd or waits for a backoff
 const BOUND: Duration = Duration::from_secs(15);
 
@@ -725,6 +727,33 @@ async fn leaving_is_not_confirmed_while_a_claim_that_was_given_up_may_put_the_ke
         }
         let left = leaving.await.unwrap();
         assert_eq!(left.is_ok(), revoked, "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wish_interrupts_what_only_waits_or_reads() {
+    let etcd = registry::etcd().await;
+    let (builder, relay, proxy) = relayed(&etcd).await;
+    let registration = builder.register().await.unwrap();
+    // A watch that is not confirmed.
+    relay.treat("Watch", Hold);
+    for _ in 0..3 {
+        wait::within("it is paused", SOON, registration.pause()).await.unwrap();
+        wait::within("it is resumed", SOON, registration.resume()).await.unwrap();
+    }
+    // Leases that are lost as soon as they are granted, and taken back more and more slowly.
+    registration.pause().await.unwrap();
+    relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+    proxy.reset().await;
+    proxy.heal();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut leases = etcd.leases().await;
+    for wished in [true, false].repeat(5) {
+        let wish = async { if wished { registration.resume().await } else { registration.pause().await } };
+        let _ = tokio::time::timeout(SOON, wish).await;
+        let now = etcd.leases().await;
+        assert_ne!(now, leases, "another one was asked for at once");
+        leases = now;
     }
 }
 

@@ -113,7 +113,7 @@ impl Key {
 
     /// Puts the key or takes it away, then watches it
     ///
-    /// No wish interrupts a request: what is under way could overtake the next one.
+    /// No wish interrupts a request that writes: what is under way could overtake the next one.
     async fn tend_on_one_watch(
         &mut self,
         lane: &Lane,
@@ -137,7 +137,10 @@ impl Key {
             revision
         };
         let options = WatchOptions::new().with_start_revision(revision + 1);
-        let (mut watch, _) = Watch::open(lane, &self.key, options).await?;
+        let (mut watch, _) = tokio::select! {
+            opened = Watch::open(lane, &self.key, options) => opened?,
+            () = wish.changed() => return Ok(News::Look),
+        };
         let look = sleep(LOOK.mul_f64(0.9 + 0.2 * fastrand::f64()));
         tokio::pin!(look);
         loop {

@@ -175,7 +175,10 @@ impl Machine {
             Ended::LeaseGone => {
                 self.report.on_lost(LossCause::LeaseEnded);
                 self.lease = None;
-                self.pace.after_loss().await;
+                tokio::select! {
+                    () = self.pace.after_loss() => {}
+                    () = self.wish.changed() => {}
+                }
                 Phase::Granting
             }
         }
