@@ -758,6 +758,30 @@ async fn a_wish_interrupts_what_only_waits_or_reads() {
 }
 
 #[tokio::test]
+async fn a_registration_that_never_was_in_etcd_was_not_lost() {
+    let etcd = registry::etcd().await;
+    let (builder, relay, _proxy) = relayed(&etcd).await;
+    relay.treat("Txn", Hold);
+    relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+    let registration = builder.start().unwrap();
+    let mut state = registration.state();
+    let shown = async {
+        loop {
+            state.changed().await.expect("the task lives");
+            let shown = state.borrow_and_update().clone();
+            assert!(matches!(shown, RegistrationState::Granting { .. }), "{shown:?}");
+        }
+    };
+    tokio::select! {
+        never = shown => never,
+        () = until_leases(&etcd, 3, BOUND) => {}
+    }
+    relay.treat("LeaseKeepAlive", Pass);
+    relay.treat("Txn", Pass);
+    until_state(&registration, BOUND, is_registered).await;
+}
+
+#[tokio::test]
 async fn a_process_that_stood_still_for_longer_than_its_ttl_is_back_at_once() {
     let etcd = registry::etcd().await;
     let server = greeter!().register(SERVICE, &etcd.endpoint()).ttl(Duration::from_secs(2)).start().await;
