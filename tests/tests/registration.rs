@@ -782,6 +782,41 @@ async fn a_registration_that_never_was_in_etcd_was_not_lost() {
 }
 
 #[tokio::test]
+async fn leases_outlive_a_third_of_their_time_without_any_way_and_not_by_luck() {
+    let Some(etcd) = registry::real("its clock is the one that counts").await else { return };
+    let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
+    let session = Etcd::connect(EtcdOptions::new(proxies.each_ref().map(Proxy::endpoint))).await.unwrap();
+    // Each waits at random between its attempts: many are as many throws.
+    let builders = (1..=30).map(|id| {
+        let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+        builder.id(id).ttl(Duration::from_secs(5))
+    });
+    let mut registrations = Vec::new();
+    for builder in builders {
+        registrations.push(builder.register().await.unwrap());
+    }
+    let granted: Vec<_> = registrations.iter().map(|held| held.state().borrow().clone()).collect();
+    let mut states: Vec<_> = registrations.iter().map(Registration::state).collect();
+    for state in &mut states {
+        state.borrow_and_update();
+    }
+    for _ in 0..4 {
+        for proxy in &proxies {
+            proxy.refuse().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1900)).await;
+        for proxy in &proxies {
+            proxy.heal();
+        }
+        // Until each has been kept alive once more.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        for (state, granted) in states.iter().zip(&granted) {
+            assert!(!state.has_changed().unwrap(), "{:?} was {granted:?}", *state.borrow());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_process_that_stood_still_for_longer_than_its_ttl_is_back_at_once() {
     let etcd = registry::etcd().await;
     let server = greeter!().register(SERVICE, &etcd.endpoint()).ttl(Duration::from_secs(2)).start().await;
