@@ -387,8 +387,7 @@ async fn a_server_that_does_not_serve_yet_is_registered_when_it_does() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_unwell_at_its_start_is_not_in_etcd_for_a_moment()
- {
+async fn a_server_that_is_unwell_at_its_start_is_not_in_etcd_for_a_moment() {
     let etcd = registry::etcd().await;
     for fail_fast in [false, true] {
         let reporter = HealthReporter::new();
