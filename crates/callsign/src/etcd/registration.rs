@@ -191,7 +191,7 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Unconfirmed`] when etcd did not answer: the key then ends with its TTL.
+    /// [`RegisterError::Unconfirmed`] when etcd did not answer, or not to all that matters: the key then ends with its TTL.
     pub async fn deregister(mut self) -> Result<(), RegisterError> {
         drop(self.stop);
         let ended = ended(&mut self.task).await;

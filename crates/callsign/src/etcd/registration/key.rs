@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_secs(300);
 pub(super) struct Key {
     key: String,
     value: String,
-    /// Of each attempt, those in a row too that are made through a shared reference; never locked across a wait
+    /// Locked because attempts in a row borrow the key together; never across a wait
     claims: Mutex<Claims>,
 }
 
