@@ -63,6 +63,7 @@ pub mod load;
 
 pub mod bare;
 pub mod peers;
+pub mod relay;
 pub mod scripted;
 
 pub mod matrix;

@@ -5,21 +5,36 @@
 use std::time::Duration;
 
 use callsign::{
-    Etcd, EtcdOptions, PauseError, Registration, RegistrationState, etcd::registration::LossCause,
+    Etcd, EtcdOptions, PauseError, Registration, RegistrationState,
+    etcd::registration::{LossCause, RegistrationBuilder},
 };
-use callsign_tests::{etcd::EtcdProcess, greeter, peers::Peer, proxy::Proxy, registry, wait};
+use callsign_tests::{
+    etcd::EtcdProcess,
+    greeter,
+    peers::Peer,
+    proxy::Proxy,
+    registry,
+    relay::{
+        Relay,
+        Treatment::{Hold, Lose, Pass, Refuse},
+    },
+    wait,
+};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
 };
+use tonic::Status;
 
 const SERVICE: &str = "hello.rpc";
 const NO_LEASES: [i64; 0] = [];
 const ADDRESS: &str = "127.0.0.1:9090";
 /// What is lost has to be back within this time
 const BACK: Duration = Duration::from_secs(2);
+/// What waits for nobody is done within this time
+const SOON: Duration = Duration::from_secs(1);
 /// For what starts etcd or waits for a backoff
 const BOUND: Duration = Duration::from_secs(15);
 
@@ -30,6 +45,20 @@ fn session(etcd: &EtcdProcess) -> Etcd {
 async fn registered(etcd: &EtcdProcess, ttl: u64) -> Registration {
     let builder = Registration::builder(&session(etcd), SERVICE, ADDRESS.parse().expect("an address"));
     builder.id(7).ttl(Duration::from_secs(ttl)).register().await.expect("etcd is there")
+}
+
+/// What etcd says of a lease that has ended
+fn lease_gone() -> Status {
+    Status::not_found("etcdserver: requested lease not found")
+}
+
+/// A registration over a relay, behind a proxy whose reset ends the streams that are open
+async fn relayed(etcd: &EtcdProcess) -> (RegistrationBuilder, Relay, Proxy) {
+    let relay = Relay::to(etcd.endpoint()).await;
+    let proxy = Proxy::to(relay.endpoint()).await;
+    let session = Etcd::connect_lazy(EtcdOptions::new([proxy.endpoint()])).expect("a valid host");
+    let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().expect("an address"));
+    (builder.id(7), relay, proxy)
 }
 
 /// Waits until the state meets `condition`
@@ -618,6 +647,172 @@ async fn of_two_opposite_wishes_the_later_holds_and_the_earlier_hears_of_it() {
         assert!(matches!(paused, Err(PauseError::Overruled { .. })), "{paused:?}");
         resumed.unwrap();
         assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_was_put_unheard_and_outlives_its_lease_is_still_ones_own() {
+    let etcd = registry::etcd().await;
+    let (builder, relay, proxy) = relayed(&etcd).await;
+    let registration = builder.ttl(Duration::from_secs(5)).register().await.unwrap();
+    let first = lease(&registration.state().borrow().clone());
+    relay.treat("Txn", Lose);
+    etcd.revoke(first).await;
+    registry::until_registered(&etcd, SERVICE, BACK, |all| all.is_empty()).await;
+    registry::until_registered(&etcd, SERVICE, BOUND, |all| all == [ADDRESS]).await;
+    // etcd's word: a lease whose time is over is not found, although its keys are deleted a little later.
+    let [second] = etcd.leases().await[..] else { panic!("one lease") };
+    relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+    proxy.reset().await;
+    proxy.heal();
+    while etcd.leases().await.len() < 2 {}
+    relay.treat("LeaseKeepAlive", Pass);
+    relay.treat("Txn", Pass);
+    let state = until_state(&registration, BOUND, |state| {
+        is_registered(state) || *state == RegistrationState::Lost { cause: LossCause::Overwritten }
+    });
+    let third = lease(&state.await);
+    assert!(third != first && third != second);
+    etcd.revoke(second).await;
+    assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+    registration.deregister().await.unwrap();
+    assert_eq!(pairs(&etcd).await, []);
+}
+
+#[tokio::test]
+async fn a_key_that_outlives_its_lease_is_taken_along_when_it_leaves_or_pauses() {
+    let etcd = registry::etcd().await;
+    for pauses in [false, true] {
+        let (builder, relay, proxy) = relayed(&etcd).await;
+        let registration = builder.register().await.unwrap();
+        relay.treat("LeaseGrant", Hold);
+        relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+        proxy.reset().await;
+        proxy.heal();
+        let ended = RegistrationState::Lost { cause: LossCause::LeaseEnded };
+        until_state(&registration, BOUND, |state| *state == ended).await;
+        assert_eq!(pairs(&etcd).await, seven(ADDRESS));
+        if pauses {
+            let pausing = tokio::time::timeout(Duration::from_millis(200), registration.pause()).await;
+            assert!(pausing.is_err(), "{pausing:?}, with the key in etcd");
+            relay.treat("LeaseKeepAlive", Pass);
+            relay.treat("LeaseGrant", Pass);
+            registration.pause().await.unwrap();
+        } else {
+            registration.deregister().await.unwrap();
+        }
+        assert_eq!(pairs(&etcd).await, []);
+    }
+}
+
+#[tokio::test]
+async fn leaving_is_not_confirmed_while_a_claim_that_was_given_up_may_put_the_key_again() {
+    let etcd = registry::etcd().await;
+    for revoked in [false, true] {
+        let (builder, relay, _proxy) = relayed(&etcd).await;
+        relay.treat("Txn", Lose);
+        let registration = builder.start().unwrap();
+        let given_up =
+            |state: &RegistrationState| matches!(state, RegistrationState::Granting { cause: Some(_) });
+        until_state(&registration, BOUND, given_up).await;
+        relay.treat("Txn", Pass);
+        until_state(&registration, BOUND, is_registered).await;
+        relay.treat("LeaseRevoke", Hold);
+        let leaving = tokio::spawn(registration.deregister());
+        registry::until_registered(&etcd, SERVICE, BACK, |all| all.is_empty()).await;
+        if revoked {
+            // Later than one would wait for it after a deletion that settles everything.
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            relay.treat("LeaseRevoke", Pass);
+        }
+        let left = leaving.await.unwrap();
+        assert_eq!(left.is_ok(), revoked, "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wish_interrupts_what_only_waits_or_reads() {
+    let etcd = registry::etcd().await;
+    let (builder, relay, proxy) = relayed(&etcd).await;
+    let registration = builder.register().await.unwrap();
+    // A watch that is not confirmed.
+    relay.treat("Watch", Hold);
+    for _ in 0..3 {
+        wait::within("it is paused", SOON, registration.pause()).await.unwrap();
+        wait::within("it is resumed", SOON, registration.resume()).await.unwrap();
+    }
+    // Leases that are lost as soon as they are granted, and taken back more and more slowly.
+    registration.pause().await.unwrap();
+    relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+    proxy.reset().await;
+    proxy.heal();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut leases = etcd.leases().await;
+    for wished in [true, false].repeat(5) {
+        let wish = async { if wished { registration.resume().await } else { registration.pause().await } };
+        let _ = tokio::time::timeout(SOON, wish).await;
+        let now = etcd.leases().await;
+        assert_ne!(now, leases, "another one was asked for at once");
+        leases = now;
+    }
+}
+
+#[tokio::test]
+async fn a_registration_that_never_was_in_etcd_was_not_lost() {
+    let etcd = registry::etcd().await;
+    let (builder, relay, _proxy) = relayed(&etcd).await;
+    relay.treat("Txn", Hold);
+    relay.treat("LeaseKeepAlive", Refuse(lease_gone()));
+    let registration = builder.start().unwrap();
+    let mut state = registration.state();
+    let shown = async {
+        loop {
+            state.changed().await.expect("the task lives");
+            let shown = state.borrow_and_update().clone();
+            assert!(matches!(shown, RegistrationState::Granting { .. }), "{shown:?}");
+        }
+    };
+    tokio::select! {
+        never = shown => never,
+        () = until_leases(&etcd, 3, BOUND) => {}
+    }
+    relay.treat("LeaseKeepAlive", Pass);
+    relay.treat("Txn", Pass);
+    until_state(&registration, BOUND, is_registered).await;
+}
+
+#[tokio::test]
+async fn leases_outlive_a_third_of_their_time_without_any_way_and_not_by_luck() {
+    let Some(etcd) = registry::real("its clock is the one that counts").await else { return };
+    let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
+    let session = Etcd::connect(EtcdOptions::new(proxies.each_ref().map(Proxy::endpoint))).await.unwrap();
+    // Each waits at random between its attempts: many are as many throws.
+    let builders = (1..=30).map(|id| {
+        let builder = Registration::builder(&session, SERVICE, ADDRESS.parse().unwrap());
+        builder.id(id).ttl(Duration::from_secs(5))
+    });
+    let mut registrations = Vec::new();
+    for builder in builders {
+        registrations.push(builder.register().await.unwrap());
+    }
+    let granted: Vec<_> = registrations.iter().map(|held| held.state().borrow().clone()).collect();
+    let mut states: Vec<_> = registrations.iter().map(Registration::state).collect();
+    for state in &mut states {
+        state.borrow_and_update();
+    }
+    for _ in 0..4 {
+        for proxy in &proxies {
+            proxy.refuse().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1900)).await;
+        for proxy in &proxies {
+            proxy.heal();
+        }
+        // Until each has been kept alive once more.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        for (state, granted) in states.iter().zip(&granted) {
+            assert!(!state.has_changed().unwrap(), "{:?} was {granted:?}", *state.borrow());
+        }
     }
 }
 

@@ -39,6 +39,8 @@ use tower::layer::util::{Identity, Stack};
 
 const SERVICE: &str = "hello.rpc";
 const NO_LEASES: [i64; 0] = [];
+/// So many services that reading their health takes a while
+const MANY: u32 = 3000;
 const BOUND: Duration = Duration::from_secs(5);
 
 fn session(etcd: &EtcdProcess) -> Etcd {
@@ -323,6 +325,12 @@ async fn until_state(
     wait::within(&what, BOUND, state.clone().wait_for(condition)).await.expect("the server runs");
 }
 
+/// Waits until there are as many leases
+async fn until_leases(etcd: &EtcdProcess, expected: usize) {
+    let all = async { while etcd.leases().await.len() != expected {} };
+    wait::within(&format!("there are {expected} leases"), BOUND, all).await;
+}
+
 async fn set(reporter: &HealthReporter, service: &str, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     reporter.set_service_status(service, status).await;
@@ -375,6 +383,32 @@ async fn a_server_that_does_not_serve_yet_is_registered_when_it_does() {
         let registered = states.iter().position(is_registered).unwrap();
         assert!(states[..registered].contains(&RegistrationState::Paused), "not before: {states:?}");
         registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_unwell_at_its_start_is_not_in_etcd_for_a_moment() {
+    let etcd = registry::etcd().await;
+    for fail_fast in [false, true] {
+        let reporter = HealthReporter::new();
+        set(&reporter, "", false).await;
+        let serve = Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(&etcd)).fail_fast(fail_fast);
+        // Longer than it takes to get a lease and to put a key: what is followed from then on comes too late.
+        let many = |serve: Serve, number: u32| serve.health_service(number.to_string());
+        let serve = (0..MANY).fold(serve.health(reporter.clone()), many);
+        for number in 0..MANY {
+            set(&reporter, &number.to_string(), true).await;
+        }
+        let state = serve.state();
+        let puts = etcd.revision().await;
+        let serving = tokio::spawn(serve.run(hello(&Calls::default())));
+        until_state(&state, |state| *state == RegistrationState::Paused).await;
+        until_leases(&etcd, 1).await;
+        assert_eq!(etcd.revision().await, puts, "nothing was put, nor deleted again");
+        set(&reporter, "", true).await;
+        until_state(&state, is_registered).await;
+        serving.abort();
+        until_leases(&etcd, 0).await;
     }
 }
 

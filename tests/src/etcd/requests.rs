@@ -64,11 +64,15 @@ impl EtcdProcess {
         self.ask(None, async move |mut client| client.lease_revoke(lease).await.map(drop)).await;
     }
 
+    /// Its revision, which every put and every delete raises, and no lease
+    pub async fn revision(&self) -> i64 {
+        self.ask(None, async |mut client| revision(&mut client).await).await
+    }
+
     /// Forgets what was before now
     pub async fn compact(&self) {
         self.ask(None, async |mut client| {
-            let asked = client.get("any key", None).await?;
-            let now = asked.header().expect("every answer has a header").revision();
+            let now = revision(&mut client).await?;
             client.compact(now, None).await.map(drop)
         })
         .await;
@@ -124,6 +128,11 @@ impl EtcdProcess {
         });
         answer.await.expect("etcd answers in time").expect("etcd does as it is told")
     }
+}
+
+async fn revision(client: &mut Client) -> Result<i64, Error> {
+    let asked = client.get("any key", None).await?;
+    Ok(asked.header().expect("every answer has a header").revision())
 }
 
 async fn leases(mut client: Client) -> Result<Vec<i64>, Error> {

@@ -34,31 +34,32 @@
 //! # }
 //! ```
 
+mod claims;
+mod error;
 mod form;
 mod id;
 mod key;
 mod lease;
 mod machine;
 mod report;
+mod terms;
 mod wish;
 
-use std::{convert::Infallible, net::IpAddr, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
 };
 
-pub(crate) use self::form::Form;
-pub use self::wish::PauseError;
-use self::{
-    key::Key,
-    machine::{Machine, Phase},
-    report::{Progress, Report},
-    wish::Wisher,
+pub use self::{error::RegisterError, wish::PauseError};
+pub(crate) use self::{
+    form::Form,
+    terms::{Terms, published},
 };
-use super::{Etcd, ServiceError, ServiceName, request::RequestError};
-use crate::instance::{Address, Layout, MetadataError};
+use self::{report::Progress, wish::Wisher};
+use super::{Etcd, request::RequestError};
+use crate::instance::{Address, Layout};
 
 /// Where a registration stands
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +105,6 @@ pub enum LossCause {
 
 /// Outlives a leader's pause of 9 s.
 pub(crate) const DEFAULT_TTL: Duration = Duration::from_secs(15);
-
-/// etcd's own floor at its default election timeout: it grants no less.
-const MIN_TTL: Duration = Duration::from_secs(2);
-
-/// Below this an election or a pause of etcd's leader costs the lease.
-const SAFE_TTL: Duration = Duration::from_secs(5);
 
 /// A registered instance; see [`builder`](Self::builder)
 ///
@@ -196,7 +191,7 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`RegisterError::Unconfirmed`] when etcd did not answer: the key then ends with its TTL.
+    /// [`RegisterError::Unconfirmed`] when etcd did not answer, or not to all that matters: the key then ends with its TTL.
     pub async fn deregister(mut self) -> Result<(), RegisterError> {
         drop(self.stop);
         let ended = ended(&mut self.task).await;
@@ -313,165 +308,10 @@ impl RegistrationBuilder {
     }
 }
 
-/// What is registered for how long, but not where: a server knows these before it has bound
-#[derive(Debug)]
-pub(crate) struct Terms {
-    /// Without the namespace, which is the session's
-    service: ServiceName,
-    /// Of the key; in the grpc layout that is the address
-    id: i64,
-    /// In seconds, as etcd wants it
-    ttl: i64,
-    form: Form,
-    /// Where its state is shown
-    state: watch::Sender<RegistrationState>,
-    /// Whether it begins with the key in etcd, or paused
-    present: bool,
-}
-
-impl Terms {
-    pub(crate) fn new(
-        service: &str,
-        id: Option<i64>,
-        ttl: Duration,
-        form: Form,
-    ) -> Result<Self, RegisterError> {
-        let service = ServiceName::parse(service)?;
-        form.check(id)?;
-        let id = id.unwrap_or_else(id::random);
-        if id <= 0 {
-            return Err(RegisterError::Id { id });
-        }
-        let state = watch::Sender::new(RegistrationState::Granting { cause: None });
-        Ok(Self { service, id, ttl: seconds(ttl)?, form, state, present: true })
-    }
-
-    #[cfg(feature = "server")]
-    pub(crate) fn shown_in(self, state: watch::Sender<RegistrationState>) -> Self {
-        Self { state, ..self }
-    }
-
-    #[cfg(feature = "server")]
-    pub(crate) fn present(self, present: bool) -> Self {
-        Self { present, ..self }
-    }
-
-    /// Registers in the background, however long that takes
-    pub(crate) fn start(self, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
-        self.begin(Phase::Granting, etcd, address)
-    }
-
-    /// Registers in the background; a first attempt that fails is the end, and [told](Registration::failed)
-    pub(crate) fn attempt(self, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
-        self.begin(Phase::First, etcd, address)
-    }
-
-    fn begin(self, phase: Phase, etcd: &Etcd, address: &Address) -> Result<Registration, RegisterError> {
-        published(address)?;
-        let (key, value) = self.form.pair_of(&self.service, self.id, address)?;
-        let key = etcd.namespace().key(&key);
-        let report = Report::new(key.clone(), self.state);
-        let (machine, wisher) =
-            Machine::new(etcd.clone(), Key::new(key, value), self.ttl, report, self.present);
-        Ok(machine.spawn(phase, wisher))
-    }
-}
-
-/// Checks that an instance at `address` can be registered
-pub(crate) fn published(address: &Address) -> Result<(), RegisterError> {
-    if address.port() == 0 || is_unspecified(address) {
-        return Err(RegisterError::Address { address: address.clone() });
-    }
-    // The value has no scheme: clients would talk plaintext to a server that expects TLS.
-    if address.is_https() {
-        return Err(RegisterError::Https { address: address.clone() });
-    }
-    Ok(())
-}
-
-fn is_unspecified(address: &Address) -> bool {
-    address.host().parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
-}
-
-fn seconds(ttl: Duration) -> Result<i64, RegisterError> {
-    if ttl < MIN_TTL {
-        return Err(RegisterError::Ttl { ttl });
-    }
-    if ttl < SAFE_TTL {
-        tracing::warn!(?ttl, "a TTL under 5 s is lost when etcd elects a leader or pauses");
-    }
-    let up = u64::from(ttl.subsec_nanos() > 0);
-    // etcd's own ceiling; no process outlives it.
-    Ok(i64::try_from(ttl.as_secs().saturating_add(up)).unwrap_or(i64::MAX).min(9_000_000_000))
-}
-
-/// Why an instance could not be registered or taken out again
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RegisterError {
-    /// The service's name cannot be a key: use another one
-    #[error(transparent)]
-    Service(#[from] ServiceError),
-    /// The id is not positive: use a positive number, or none
-    #[error("the instance id {id} is not positive")]
-    Id {
-        /// The id given
-        id: i64,
-    },
-    /// The TTL is too short: 2 s is etcd's floor, 5 s is sensible, 15 s is the default
-    #[error("a TTL of {ttl:?} is too short: etcd grants no less than 2 s")]
-    Ttl {
-        /// The TTL given
-        ttl: Duration,
-    },
-    /// Nobody could connect to the address: publish the port that was bound, and the host under which others reach it
-    ///
-    /// `server::advertised` finds both.
-    #[error("nobody can connect to {address}: it needs a port and a certain host")]
-    Address {
-        /// The address given
-        address: Address,
-    },
-    /// The address asks for TLS, which is not supported yet: publish one without `https://`
-    #[error("{address} cannot be registered: https is not supported yet")]
-    Https {
-        /// The address given
-        address: Address,
-    },
-    /// Metadata that cannot be written: say less
-    #[error(transparent)]
-    Metadata(#[from] MetadataError),
-    /// The go-zero layout has no room for metadata: say nothing, or choose [`Layout::Grpc`]
-    #[error("the go-zero layout has no room for metadata")]
-    NoMetadata,
-    /// In the grpc layout the address is the id: give none, or choose [`Layout::GoZero`]
-    #[error("the grpc layout has no room for the id {id}: the address is the id")]
-    NoId {
-        /// The id given
-        id: i64,
-    },
-    /// etcd could not be reached or refused: see the cause
-    #[error("{key} was not registered: {cause}")]
-    Failed {
-        /// The key
-        key: String,
-        /// What went wrong last
-        cause: String,
-    },
-    /// etcd did not confirm that the instance is out: its key ends with its TTL
-    #[error("{key} was not confirmed to be deregistered: {cause}")]
-    Unconfirmed {
-        /// The key
-        key: String,
-        /// What went wrong last
-        cause: String,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::EtcdOptions;
+    use crate::{etcd::EtcdOptions, instance::MetadataError};
 
     fn builder(service: &str) -> RegistrationBuilder {
         let etcd = Etcd::connect_lazy(EtcdOptions::new(["127.0.0.1:1"])).unwrap();
@@ -529,13 +369,6 @@ mod tests {
         let builder = || RegistrationBuilder { address: "https://h:443".parse().unwrap(), ..builder("a") };
         assert!(matches!(builder().start(), Err(RegisterError::Https { .. })));
         assert!(matches!(builder().register().await, Err(RegisterError::Https { .. })));
-    }
-
-    #[test]
-    fn a_ttl_is_rounded_up_to_seconds() {
-        assert_eq!(seconds(Duration::from_millis(5001)).unwrap(), 6);
-        assert_eq!(seconds(Duration::from_secs(15)).unwrap(), 15);
-        assert_eq!(seconds(Duration::MAX).unwrap(), 9_000_000_000);
     }
 
     #[tokio::test]

@@ -1,6 +1,9 @@
 //! The key: put under the lease, watched, put again
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use etcd_client::{
     Compare, CompareOp, Event, EventType, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
@@ -10,6 +13,7 @@ use tokio::time::sleep;
 
 use super::{
     LossCause,
+    claims::Claims,
     lease::Lease,
     report::Report,
     wish::{Followed, Wish},
@@ -29,10 +33,8 @@ const LOOK: Duration = Duration::from_secs(300);
 pub(super) struct Key {
     key: String,
     value: String,
-    /// The lease that the key was put under last; `None` before the first time
-    claimed: Option<i64>,
-    /// Whether the key may be in etcd: asked for, and not confirmed to be gone since
-    may_stand: bool,
+    /// Locked because attempts in a row borrow the key together; never across a wait
+    claims: Mutex<Claims>,
 }
 
 /// Why a key is no longer tended
@@ -46,7 +48,7 @@ pub(super) enum Ended {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
     /// It is there and ours, as of this revision
-    Held { lease: i64, revision: i64 },
+    Held(i64),
     /// Someone else has put it
     Foreign,
 }
@@ -65,12 +67,13 @@ enum News {
 enum Seen {
     Ours,
     Deleted,
-    Foreign,
+    /// Put under another lease
+    Other(i64),
 }
 
 impl Key {
     pub(super) fn new(key: String, value: String) -> Self {
-        Self { key, value, claimed: None, may_stand: false }
+        Self { key, value, claims: Mutex::default() }
     }
 
     /// Keeps the key in etcd, under `lease`, or out of it, as wished, until that is no longer possible
@@ -110,7 +113,7 @@ impl Key {
 
     /// Puts the key or takes it away, then watches it
     ///
-    /// No wish interrupts a request: what is under way could overtake the next one.
+    /// No wish interrupts a request that writes: what is under way could overtake the next one.
     async fn tend_on_one_watch(
         &mut self,
         lane: &Lane,
@@ -121,15 +124,12 @@ impl Key {
         let wished = wish.current();
         let revision = if wished.present {
             report.on_wanted();
-            self.on_claiming();
-            let claim = self.claim(lane, lease.id).await?;
-            self.on_claimed(&claim);
-            let Claim::Held { revision, .. } = claim else { return Ok(News::Foreign) };
+            let Claim::Held(revision) = self.claim(lane, lease.id).await? else { return Ok(News::Foreign) };
             report.on_registered(lease);
             report.on_followed(wished);
             revision
         } else {
-            if !self.may_stand {
+            if !self.may_stand() {
                 report.on_paused(wished);
             }
             let revision = self.withdraw(lane, lease.id).await?;
@@ -137,7 +137,10 @@ impl Key {
             revision
         };
         let options = WatchOptions::new().with_start_revision(revision + 1);
-        let (mut watch, _) = Watch::open(lane, &self.key, options).await?;
+        let (mut watch, _) = tokio::select! {
+            opened = Watch::open(lane, &self.key, options) => opened?,
+            () = wish.changed() => return Ok(News::Look),
+        };
         let look = sleep(LOOK.mul_f64(0.9 + 0.2 * fastrand::f64()));
         tokio::pin!(look);
         loop {
@@ -146,38 +149,39 @@ impl Key {
                 () = &mut look => return Ok(News::Look),
                 () = wish.changed() => return Ok(News::Look),
             };
-            if let Some(news) = news(message.events(), lease.id, wished) {
+            if let Some(news) = self.news(message.events(), lease.id, wished) {
                 return Ok(news);
             }
         }
     }
 
-    /// A claim is about to be sent: from now on nobody knows
-    pub(super) fn on_claiming(&mut self) {
-        self.may_stand = true;
-    }
-
-    pub(super) fn on_claimed(&mut self, claim: &Claim) {
-        if let Claim::Held { lease, .. } = claim {
-            self.claimed = Some(*lease);
-        }
-    }
-
-    /// The lease under which it was put is gone, and the key with it
-    pub(super) fn on_lease_gone(&mut self) {
-        self.may_stand = false;
-    }
-
+    /// Whether the key may be in etcd: asked for, and not confirmed to be gone since
     pub(super) fn may_stand(&self) -> bool {
-        self.may_stand
+        self.claims().may_stand()
+    }
+
+    pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts the key under `lease`: the first time in any case, later only where it is missing or still ours
     ///
     /// The later of two instances with one id wins. One that has lost its lease meanwhile is the earlier one.
     pub(super) async fn claim(&self, lane: &Lane, lease: i64) -> Result<Claim, RequestError> {
-        let held = |answer: &TxnResponse| Claim::Held { lease, revision: revision(answer) };
-        if self.claimed.is_none() {
+        self.claims().on_claiming(lease);
+        let claim = self.ask_for(lane, lease).await;
+        if !matches!(&claim, Err(error) if error.is_of_host()) {
+            self.claims().on_answered(lease);
+        }
+        if let Ok(Claim::Held(_)) = claim {
+            self.claims().on_held(lease);
+        }
+        claim
+    }
+
+    async fn ask_for(&self, lane: &Lane, lease: i64) -> Result<Claim, RequestError> {
+        let held = |answer: &TxnResponse| Claim::Held(revision(answer));
+        if !self.claims().confirmed() {
             return Ok(held(&txn(lane, REQUEST, Txn::new().and_then([self.put(lease)])).await?));
         }
         let absent = Compare::create_revision(self.key.as_str(), CompareOp::Equal, 0);
@@ -196,18 +200,26 @@ impl Key {
         }
     }
 
-    /// Deletes the key if it is still under `lease`; tells the revision as of which it is gone
-    pub(super) async fn delete(&self, lane: &Lane, lease: i64, limit: Duration) -> Result<i64, RequestError> {
-        let ours = Compare::lease(self.key.as_str(), CompareOp::Equal, lease);
-        let delete = TxnOp::delete(self.key.as_str(), None);
-        let answer = txn(lane, limit, Txn::new().when([ours]).and_then([delete])).await?;
-        Ok(revision(&answer))
+    /// Deletes the key if it is ours, under whichever lease; tells the revision as of which it is gone
+    pub(super) async fn delete(&self, lane: &Lane, limit: Duration) -> Result<i64, RequestError> {
+        // One lease, unless some were lost with claims that nobody heard of.
+        let deletes = self.claims().leases().rev().fold(None, |otherwise, lease| {
+            let ours = Compare::lease(self.key.as_str(), CompareOp::Equal, lease);
+            let delete = TxnOp::delete(self.key.as_str(), None);
+            let otherwise = otherwise.map(TxnOp::txn);
+            Some(
+                Txn::new().when([ours]).and_then([delete]).or_else(otherwise.into_iter().collect::<Vec<_>>()),
+            )
+        });
+        // A key that was never asked for is gone as of now.
+        let request = deletes.unwrap_or_else(|| Txn::new().and_then([TxnOp::get(self.key.as_str(), None)]));
+        Ok(revision(&txn(lane, limit, request).await?))
     }
 
     /// The same while the registration goes on
     async fn withdraw(&mut self, lane: &Lane, lease: i64) -> Result<i64, RequestError> {
-        let revision = self.delete(lane, lease, REQUEST).await?;
-        self.may_stand = false;
+        let revision = self.delete(lane, REQUEST).await?;
+        self.claims().on_gone(lease);
         Ok(revision)
     }
 
@@ -216,10 +228,25 @@ impl Key {
         TxnOp::put(self.key.as_str(), self.value.as_str(), Some(PutOptions::new().with_lease(lease)))
     }
 
+    /// What `events` call for
+    fn news(&self, events: &[Event], lease: i64, wished: Wish) -> Option<News> {
+        match (seen(events, lease)?, wished.present) {
+            (Seen::Ours, true) => None,
+            (Seen::Deleted, true) => Some(News::Deleted),
+            // A lease that was reported gone lives on after all, and a claim under it has come through.
+            (Seen::Other(lease), _) if self.claims().contains(lease) => Some(News::Look),
+            (Seen::Other(_), true) => Some(News::Foreign),
+            // A claim that was given up has come through after all.
+            (Seen::Ours, false) => Some(News::Look),
+            // Whether it is free is asked when it is wanted again.
+            (Seen::Deleted | Seen::Other(_), false) => None,
+        }
+    }
+
     fn owner(&self, present: &KeyValue, lease: i64) -> Owner {
         if present.lease() == lease {
             Owner::Us
-        } else if Some(present.lease()) == self.claimed {
+        } else if self.claims().contains(present.lease()) {
             Owner::OurFormerLease
         } else {
             Owner::SomeoneElse
@@ -229,7 +256,7 @@ impl Key {
 
 enum Owner {
     Us,
-    /// A lease that etcd has reported gone, with its keys still there
+    /// A lease that etcd has reported gone, with its keys still there; perhaps put there unheard
     OurFormerLease,
     SomeoneElse,
 }
@@ -250,25 +277,13 @@ fn present(answer: &TxnResponse) -> Option<KeyValue> {
     })
 }
 
-/// What `events` call for
-fn news(events: &[Event], lease: i64, wished: Wish) -> Option<News> {
-    match (seen(events, lease)?, wished.present) {
-        (Seen::Ours, true) => None,
-        (Seen::Deleted, true) => Some(News::Deleted),
-        (Seen::Foreign, true) => Some(News::Foreign),
-        // A claim that was given up has come through after all.
-        (Seen::Ours, false) => Some(News::Look),
-        // Whether it is free is asked when it is wanted again.
-        (Seen::Deleted | Seen::Foreign, false) => None,
-    }
-}
-
 /// What `events` leave behind: only the last one counts
 fn seen(events: &[Event], lease: i64) -> Option<Seen> {
     let last = events.last()?;
+    let put_under = last.kv().map_or(0, KeyValue::lease);
     Some(match last.event_type() {
         EventType::Delete => Seen::Deleted,
-        EventType::Put if last.kv().is_some_and(|pair| pair.lease() == lease) => Seen::Ours,
-        EventType::Put => Seen::Foreign,
+        EventType::Put if put_under == lease => Seen::Ours,
+        EventType::Put => Seen::Other(put_under),
     })
 }

@@ -29,6 +29,11 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    fn granted(id: i64, seconds: i64) -> Self {
+        // No etcd grants less; without a time of its own a lease would be kept alive without a pause.
+        Self { id, ttl: Duration::from_secs(seconds.max(1).unsigned_abs()) }
+    }
+
     /// Two keepalives may fail before the lease is lost
     fn interval(self) -> Duration {
         self.ttl / 3
@@ -60,7 +65,7 @@ pub(super) async fn grant(lane: &Lane, id: i64, ttl: i64) -> Result<Lease, Reque
         Err(error) if error.is_lease_present() => granted_ttl(lane, id).await?,
         Err(error) => return Err(error),
     };
-    Ok(Lease { id, ttl: Duration::from_secs(u64::try_from(ttl).unwrap_or_default()) })
+    Ok(Lease::granted(id, ttl))
 }
 
 async fn granted_ttl(lane: &Lane, id: i64) -> Result<i64, RequestError> {
@@ -206,5 +211,13 @@ mod tests {
         );
         assert_eq!(lease(3).answer(), Duration::from_secs(1));
         assert_eq!((lease(15).open(), lease(2).open()), (Duration::from_secs(2), Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_lease_without_a_time_is_not_kept_alive_without_a_pause() {
+        for seconds in [0, -1, i64::MIN] {
+            assert_eq!(Lease::granted(1, seconds).ttl, Duration::from_secs(1));
+        }
+        assert_eq!(Lease::granted(1, 15).ttl, Duration::from_secs(15));
     }
 }

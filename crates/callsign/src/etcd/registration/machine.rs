@@ -18,12 +18,7 @@ use super::{
     report::Report,
     wish::{Followed, Wisher},
 };
-use crate::etcd::{
-    Etcd,
-    lane::{Lane, REQUEST},
-    pace::Pace,
-    request::RequestError,
-};
+use crate::etcd::{Etcd, lane::REQUEST, pace::Pace, request::RequestError};
 
 /// The longest that a first attempt takes
 const FIRST: Duration = Duration::from_secs(5);
@@ -117,9 +112,7 @@ impl Machine {
         let wished = self.wish.current();
         if wished.present {
             let kv = self.etcd.kv();
-            self.key.on_claiming();
-            let claim = kv.insist(left(), || self.key.claim(kv, lease.id)).await?;
-            self.key.on_claimed(&claim);
+            kv.insist(left(), || self.key.claim(kv, lease.id)).await?;
             self.report.on_registered(lease);
             self.report.on_followed(wished);
         } else {
@@ -130,7 +123,7 @@ impl Machine {
 
     async fn grant(&mut self) -> Phase {
         self.pace.on_attempt();
-        follow_without_lease(&mut self.wish, &self.report);
+        follow_without_lease(&mut self.wish, &self.key, &self.report);
         let (leases, ttl) = (self.etcd.leases().clone(), self.ttl);
         let granted = self.ask(|id| async move { lease::grant(&leases, id, ttl).await });
         let error = match granted.await {
@@ -160,7 +153,7 @@ impl Machine {
         let answer = loop {
             tokio::select! {
                 answer = &mut asking => break answer,
-                () = self.wish.changed() => follow_without_lease(&mut self.wish, &self.report),
+                () = self.wish.changed() => follow_without_lease(&mut self.wish, &self.key, &self.report),
             }
         };
         self.asking = None;
@@ -182,8 +175,10 @@ impl Machine {
             Ended::LeaseGone => {
                 self.report.on_lost(LossCause::LeaseEnded);
                 self.lease = None;
-                self.key.on_lease_gone();
-                self.pace.after_loss().await;
+                tokio::select! {
+                    () = self.pace.after_loss() => {}
+                    () = self.wish.changed() => {}
+                }
                 Phase::Granting
             }
         }
@@ -206,12 +201,16 @@ impl Machine {
             // Granted or not, it is revoked next.
             let _ = timeout(LEAVE_REQUEST, asking).await;
         }
-        let Some(lease) = self.lease else { return Ok(()) };
         let left = deadline.saturating_duration_since(Instant::now());
-        let leases = self.etcd.leases();
+        let (leases, kv, key) = (self.etcd.leases(), self.etcd.kv(), &self.key);
+        let deleted = kv.insist(left, || key.delete(kv, LEAVE_REQUEST));
+        let Some(lease) = self.lease else {
+            // What etcd has reported gone may have left its key behind for a moment, which is all that it takes.
+            return if key.may_stand() { deleted.await.map(drop) } else { Ok(()) };
+        };
         let revoked = leases.insist(left, || lease::revoke(leases, lease, LEAVE_REQUEST));
-        if self.key.may_stand() {
-            return vanish(&self.key, self.etcd.kv(), lease, left, revoked).await;
+        if key.may_stand() {
+            return vanish(key, lease, deleted, revoked).await;
         }
         // Whatever comes of it: there is no key, and the lease ends by itself.
         let _ = revoked.await;
@@ -219,39 +218,46 @@ impl Machine {
     }
 }
 
-/// Takes the key away; either of two ways will do
+/// Takes the key away; either of two ways will do, as far as it reaches
+///
+/// Revoking deletes the key too, if it is still under this `lease`; it goes over another connection, though. Deleting does
+/// not stop a claim that was given up: a frozen member that wakes may put the key again, as long as the lease is there.
 async fn vanish(
     key: &Key,
-    kv: &Lane,
     lease: i64,
-    limit: Duration,
+    deleted: impl Future<Output = Result<i64, RequestError>>,
     revoked: impl Future<Output = Result<(), RequestError>>,
 ) -> Result<(), RequestError> {
-    // Revoking deletes the key too, if it is still under this lease; it goes over another connection, though.
-    let deleted = kv.insist(limit, || key.delete(kv, lease, LEAVE_REQUEST));
+    let revoking_will_do = !key.claims().may_outlive(lease);
+    let deleting_will_do = !key.claims().is_open(lease);
     let (mut deleted, mut revoked) = (pin!(deleted), pin!(revoked));
     tokio::select! {
         result = &mut revoked => match result {
-            Ok(()) => Ok(()),
-            Err(error) => deleted.await.map(drop).map_err(|_| error),
+            Ok(()) if revoking_will_do => Ok(()),
+            Ok(()) => deleted.await.map(drop),
+            Err(error) => match deleted.await {
+                Ok(_) if deleting_will_do => Ok(()),
+                _ => Err(error),
+            },
         },
         result = &mut deleted => match result {
-            Ok(_) => {
+            Ok(_) if deleting_will_do => {
                 // Whatever comes of it: the key is gone.
                 let _ = timeout(LEAVE_LEASE, revoked).await;
                 Ok(())
             }
-            Err(_) => revoked.await,
+            Ok(_) => revoked.await,
+            Err(error) => revoked.await.and(if revoking_will_do { Ok(()) } else { Err(error) }),
         },
     }
 }
 
-/// Without a lease there is no key: what is to be taken away is gone already
-fn follow_without_lease(wish: &mut Followed, report: &Report) {
+/// Without a lease nothing is asked of etcd: where no key may be, there is none to be taken away
+fn follow_without_lease(wish: &mut Followed, key: &Key, report: &Report) {
     let wished = wish.current();
     if wished.present {
         report.on_wanted();
-    } else {
+    } else if !key.may_stand() {
         report.on_paused(wished);
     }
 }

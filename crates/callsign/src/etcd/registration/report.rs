@@ -1,5 +1,7 @@
 //! What a registration shows and logs
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use tokio::sync::watch;
 
 use super::{
@@ -15,6 +17,8 @@ pub(super) struct Report {
     key: String,
     state: watch::Sender<RegistrationState>,
     progress: watch::Sender<Progress>,
+    /// Whether it ever was in etcd
+    was_registered: AtomicBool,
 }
 
 /// What those need to know, beside the state, who wait for a wish
@@ -27,7 +31,7 @@ pub(super) struct Progress {
 
 impl Report {
     pub(super) fn new(key: String, state: watch::Sender<RegistrationState>) -> Self {
-        Self { key, state, progress: watch::Sender::default() }
+        Self { key, state, progress: watch::Sender::default(), was_registered: AtomicBool::new(false) }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<RegistrationState> {
@@ -43,6 +47,7 @@ impl Report {
     }
 
     pub(super) fn on_registered(&self, lease: Lease) {
+        self.was_registered.store(true, Relaxed);
         let state = RegistrationState::Registered { lease: lease.id, ttl: lease.ttl };
         if self.set(state) {
             tracing::info!(key = %self.key, lease = format_args!("{:x}", lease.id), ttl = ?lease.ttl, "registered");
@@ -91,9 +96,13 @@ impl Report {
     }
 
     pub(super) fn on_lost(&self, cause: LossCause) {
+        // Nothing was there to be lost.
         if self.is_paused() {
-            // Nothing was there to be lost.
             tracing::debug!(key = %self.key, ?cause, "lost while paused");
+            return;
+        }
+        if !self.was_registered.load(Relaxed) {
+            tracing::debug!(key = %self.key, ?cause, "lost before it was registered; trying again");
             return;
         }
         if self.set(RegistrationState::Lost { cause }) {
