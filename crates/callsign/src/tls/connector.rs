@@ -75,7 +75,9 @@ impl Connector {
     async fn config(self: &Arc<Self>) -> Arc<ClientConfig> {
         if self.tls.has_files() {
             if timeout(LOOK, self.looked()).await.is_err() {
-                tracing::debug!("the files with TLS certificates cannot be read in time: using what was last read");
+                tracing::debug!(
+                    "the files with TLS certificates cannot be read in time: using what was last read"
+                );
             }
         }
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).config)
