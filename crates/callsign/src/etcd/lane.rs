@@ -162,7 +162,7 @@ impl Lane {
     pub(crate) fn settle<T>(&self, link: &Link, answer: Result<T, RequestError>) -> Result<T, RequestError> {
         match &answer {
             Err(error) if error.is_of_host() => self.leave(link, error),
-            // The host is well, but the session is not.
+            // The host is well, but the session is not, which the login has reported.
             Err(error) if error.is_of_login() => {}
             _ => self.stay(link),
         }

@@ -203,6 +203,7 @@ impl Shared {
             Ok(header) => {
                 tracing::debug!(%host, authenticated = header.is_some(), "logged in to etcd");
                 inner.on_answered(number, header);
+                self.report.on_logged_in();
             }
             Err(status) if request::is_refusal(&status) => {
                 let said = request::printable(status.message());
@@ -461,7 +462,9 @@ mod tests {
         }
         assert_eq!(hosts.each_ref().map(Host::logins), [1, 1]);
         // Nobody waits when the answers come, nor for a while.
-        hosts.iter().for_each(|host| drop(host.lets.send_replace(true)));
+        for host in &hosts {
+            host.lets.send_replace(true);
+        }
         tokio::time::sleep(2 * SPACING).await;
         ask(&lane, SHORT).await.unwrap();
         assert_eq!(hosts.each_ref().map(Host::logins), [1, 1]);
