@@ -73,12 +73,8 @@ impl Connector {
     }
 
     async fn config(self: &Arc<Self>) -> Arc<ClientConfig> {
-        if self.tls.has_files() {
-            if timeout(LOOK, self.looked()).await.is_err() {
-                tracing::debug!(
-                    "the files with TLS certificates cannot be read in time: using what was last read"
-                );
-            }
+        if self.tls.has_files() && timeout(LOOK, self.looked()).await.is_err() {
+            tracing::debug!("the files with TLS certificates do not answer: using what was last read");
         }
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).config)
     }
