@@ -180,6 +180,32 @@ async fn it_serves_without_etcd_and_registers_when_that_comes() {
     registry::until_registered(&etcd, SERVICE, BOUND, |all| all.is_empty()).await;
 }
 
+/// It ended, although it was to serve without etcd
+#[tokio::test]
+async fn it_serves_while_nobody_knows_the_way_to_etcd_unless_told_to_fail_fast() {
+    let nowhere = Etcd::connect_lazy(EtcdOptions::new(["no-such-host.invalid:2379"])).unwrap();
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serve = Serve::new(SERVICE).listener(listener).etcd(&nowhere).notice(Duration::ZERO);
+    let serve = serve.shutdown(async { drop(stopped.await) });
+    let state = serve.state();
+    let serving = tokio::spawn(serve.run(hello(&Calls::default())));
+    let told = |state: &RegistrationState| matches!(state, RegistrationState::Granting { cause: Some(cause) } if cause.contains("advertise one"));
+    until_state(&state, told).await;
+    {
+        let mut client = GreeterClient::connect(format!("http://127.0.0.1:{port}")).await.unwrap();
+        client.say_hello(HelloRequest::default()).await.expect("it serves");
+    }
+    stop.send(()).unwrap();
+    wait::within("it ends", BOUND, serving).await.unwrap().unwrap();
+    assert_eq!(*state.borrow(), RegistrationState::Deregistered);
+
+    let serve = Serve::new(SERVICE).listen("0.0.0.0:0").etcd(&nowhere).fail_fast(true);
+    let failed = wait::within("it fails", BOUND, serve.run(hello(&Calls::default()))).await.unwrap_err();
+    assert!(matches!(failed, ServeError::Advertise(_)), "{failed}");
+}
+
 #[tokio::test]
 async fn told_to_fail_fast_it_says_what_is_wrong_with_etcd() {
     let mut etcd = registry::etcd().await;

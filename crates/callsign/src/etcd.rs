@@ -95,8 +95,8 @@ impl Etcd {
     ///
     /// # Errors
     ///
-    /// Bad input at once; [`EtcdError::Refused`] as soon as etcd refuses the login; [`EtcdError::Unreachable`], which names the hosts and the last cause, when none has answered
-    /// within [`connect_timeout`](EtcdOptions::connect_timeout).
+    /// Bad input at once; [`EtcdError::Refused`] as soon as etcd refuses the login; [`EtcdError::Unreachable`], which names
+    /// the hosts and the last cause, when none has answered within [`connect_timeout`](EtcdOptions::connect_timeout).
     pub async fn connect(options: EtcdOptions) -> Result<Self, EtcdError> {
         let deadline = far(Instant::now(), options.connect_timeout);
         let etcd = Self::connect_lazy(options)?;

@@ -227,7 +227,8 @@ impl Serve {
 
     /// Whether to end with an error when etcd cannot be reached at the start
     ///
-    /// By default the server serves anyway, and registers when it can.
+    /// By default the server serves anyway, and registers when it can: also where it has bound all addresses, and which of
+    /// them to publish is not known before there is a way to etcd.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.plan.fail_fast = fail_fast;
         self
@@ -313,7 +314,8 @@ pub enum ServeError {
     /// The listen address is none, or cannot be bound: correct it, or free it
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// There is no address to publish: give one with [`Serve::advertise`]
+    /// `POD_IP` is wrong: correct it; with [`Serve::fail_fast`] also: there is no address to publish, so give one with
+    /// [`Serve::advertise`]
     #[error(transparent)]
     Advertise(#[from] AdvertiseError),
     /// The hosts of etcd are wrong: correct them

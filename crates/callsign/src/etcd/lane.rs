@@ -69,7 +69,9 @@ impl Lane {
     pub(crate) fn link(&self) -> Link {
         let mut current = self.lock();
         if current.link.wire.is_closed() {
-            self.advance(&mut current.link);
+            // Its loss was nobody's request to tell. That no host answers is said by the next one that fails.
+            let lost = RequestError::host(current.link.host(), "the connection was lost");
+            self.advance(&mut current, lost);
         }
         current.link.clone()
     }
@@ -86,8 +88,7 @@ impl Lane {
         if current.link.generation != link.generation {
             return;
         }
-        self.advance(&mut current.link);
-        (current.left, current.last) = (current.left + 1, Some(cause.clone()));
+        self.advance(&mut current, cause.clone());
         // Under the lock, so that states are shown in the order in which they came.
         if let Some(report) = &self.report
             && current.left >= self.hosts().len()
@@ -109,10 +110,12 @@ impl Lane {
         }
     }
 
-    fn advance(&self, current: &mut Link) {
-        let next = (current.position + 1) % self.hosts().len();
-        tracing::debug!(from = %current.host(), to = %self.hosts()[next], "moving to the next etcd host");
-        *current = Link::new(current.generation + 1, next, &self.cluster);
+    fn advance(&self, current: &mut Current, cause: RequestError) {
+        let Current { link, left, last } = current;
+        let next = (link.position + 1) % self.hosts().len();
+        tracing::debug!(from = %link.host(), to = %self.hosts()[next], %cause, "moving to the next etcd host");
+        *link = Link::new(link.generation + 1, next, &self.cluster);
+        (*left, *last) = (*left + 1, Some(cause));
     }
 
     /// Asks the current host once; a failure that is the host's moves the lane
@@ -159,7 +162,7 @@ impl Lane {
     pub(crate) fn settle<T>(&self, link: &Link, answer: Result<T, RequestError>) -> Result<T, RequestError> {
         match &answer {
             Err(error) if error.is_of_host() => self.leave(link, error),
-            // The host is well, but the session is not.
+            // The host is well, but the session is not, which the login has reported.
             Err(error) if error.is_of_login() => {}
             _ => self.stay(link),
         }
@@ -229,5 +232,40 @@ impl Link {
     /// What etcd-client reports about a stream over this link
     pub(crate) fn error(&self, error: &etcd_client::Error) -> RequestError {
         RequestError::new(self.host(), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::etcd::state::SessionState;
+
+    /// One that takes a single connection and closes it as soon as it is up, and one that refuses all
+    #[tokio::test]
+    async fn a_host_whose_connection_was_lost_counts_among_those_that_were_left() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closing = Address::from(listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let h2 = h2::server::handshake(listener.accept().await.unwrap().0);
+            let mut h2 = h2.await.unwrap();
+            let _asked = h2.accept().await.unwrap().unwrap();
+        });
+        let hosts = vec![closing, "127.0.0.1:1".parse().unwrap()];
+        let report = Arc::new(Report::new());
+        let cluster = Arc::new(Cluster { hosts, login: None, transport: Transport::Plain });
+        let lane = Lane::new(Arc::clone(&cluster), Some(Arc::clone(&report)));
+        // The first host is a random one.
+        lane.lock().link = Link::new(0, 0, &cluster);
+        let link = lane.link();
+        let status = |client: Client| async move { client.maintenance_client().status().await };
+        // As a request whose caller has gone before its answer: nobody tells the lane.
+        link.ask(REQUEST, status).await.unwrap_err();
+        server.await.unwrap();
+        assert!(link.wire.is_closed());
+        let error = lane.request(REQUEST, status).await.unwrap_err();
+        assert!(error.to_string().contains("127.0.0.1:1:"), "{error}");
+        assert!(matches!(&*report.subscribe().borrow(), SessionState::Disconnected { .. }));
     }
 }

@@ -18,7 +18,8 @@ const DEFAULT_HOST: &str = "127.0.0.1:2379";
 /// Which cluster, as whom, and how long to try
 ///
 /// From code by [`new`](Self::new) and the setters, or from a text, as in `CALLSIGN_ETCD`:
-/// `[etcd:///][user:password@]host,host...[?option=value&...]`, where `%` and two hex digits stand for one byte.
+/// `[etcd:///][user:password@]host,host...[?option=value&...]`, where `%` and two hex digits stand for one byte:
+/// an `@` in user or password is `%40`.
 ///
 /// | option | is |
 /// | --- | --- |

@@ -154,6 +154,11 @@ impl Bare {
         &self.host
     }
 
+    /// Whether it is the same connection, not one to the same host
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.sender.streams(), other.sender.streams())
+    }
+
     pub(super) async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         self.send(&mut Outgoing::new(request), None).await
     }

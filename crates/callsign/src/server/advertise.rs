@@ -1,6 +1,7 @@
 //! Which address a server publishes
 
 use std::{
+    future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
@@ -8,13 +9,17 @@ use std::{
 
 use tokio::{
     net::{UdpSocket, lookup_host},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{etcd::Etcd, instance::Address};
 
 /// A name server that does not answer must not keep a server from starting for long.
 const LOOKUP: Duration = Duration::from_secs(2);
+
+/// Between two looks for a way to etcd, which needs a name server or a network that is not there yet. Seldom enough for a
+/// name server that is in trouble.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// The address under which others reach a socket bound to `bound`
 ///
@@ -34,6 +39,23 @@ pub async fn advertised(bound: SocketAddr, etcd: &Etcd) -> Result<Address, Adver
         _ => source_towards(etcd.hosts(), bound.is_ipv4()).await?,
     };
     Ok(SocketAddr::new(ip, bound.port()).into())
+}
+
+/// What `look` finds, however long there is no route; `failed` hears of each look in vain
+pub(super) async fn found<F>(
+    mut look: impl FnMut() -> F,
+    mut failed: impl FnMut(&AdvertiseError),
+) -> Result<Address, AdvertiseError>
+where
+    F: Future<Output = Result<Address, AdvertiseError>>,
+{
+    loop {
+        match look().await {
+            Err(error @ AdvertiseError::NoRoute { .. }) => failed(&error),
+            settled => return settled,
+        }
+        sleep(AGAIN).await;
+    }
 }
 
 fn parse(ip: String) -> Result<IpAddr, AdvertiseError> {
@@ -89,6 +111,8 @@ pub enum AdvertiseError {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
     use super::*;
     use crate::etcd::EtcdOptions;
 
@@ -115,6 +139,20 @@ mod tests {
     async fn an_ipv4_server_is_not_published_as_ipv6() {
         let error = advertised("0.0.0.0:9090".parse().unwrap(), &etcd(&["[::1]:2379"])).await.unwrap_err();
         assert!(matches!(error, AdvertiseError::NoRoute { .. }), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_to_etcd_is_looked_for_until_there_is_one() {
+        let no_route = || AdvertiseError::NoRoute { cause: io::ErrorKind::NetworkUnreachable.into() };
+        let (mut looks, mut failures) = (0, 0);
+        let look = || {
+            looks += 1;
+            ready(if looks < 4 { Err(no_route()) } else { Ok("10.0.0.7:80".parse().unwrap()) })
+        };
+        assert_eq!(found(look, |_| failures += 1).await.unwrap().to_string(), "10.0.0.7:80");
+        assert_eq!((looks, failures), (4, 3));
+        let wrong = || ready(Err(AdvertiseError::PodIp { value: "pod-7".into() }));
+        assert!(matches!(found(wrong, |_| ()).await, Err(AdvertiseError::PodIp { .. })));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A server's life, from binding to the end of the drain
 
-use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
+use std::{error::Error as _, future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -10,12 +10,13 @@ use tokio::{
 use tonic_health::server::HealthReporter;
 
 use super::{
-    Incoming, ListenError, ServeError, ServeRegistered, Switch, advertised, health::Health, signal::Signals,
+    AdvertiseError, Incoming, ListenError, ServeError, ServeRegistered, Switch, advertise::found, advertised,
+    health::Health, signal::Signals,
 };
 use crate::{
     etcd::{
         Etcd, EtcdOptions,
-        registration::{DEFAULT_TTL, Form, RegisterError, Registration, RegistrationState, Terms, published},
+        registration::{DEFAULT_TTL, Form, Registration, RegistrationState, Terms, published},
     },
     instance::Address,
 };
@@ -63,11 +64,14 @@ impl Plan {
         let mut stop = Stop::new(shutdown)?;
 
         let (listener, bound) = listener(listen).await?;
-        let address = self.address(&etcd, bound).await?;
         let health = Health::new(self.health.clone(), &self.health_services);
-        let register = |serving| match self.fail_fast {
-            true => terms.present(serving).attempt(&etcd, &address),
-            false => terms.present(serving).start(&etcd, &address),
+        let register = async {
+            let address = self.address(&etcd, bound).await?;
+            let terms = terms.present(health.is_serving().await);
+            Ok(match self.fail_fast {
+                true => terms.attempt(&etcd, &address),
+                false => terms.start(&etcd, &address),
+            }?)
         };
         let (incoming, switch) = Incoming::new(listener);
         // tonic's tasks outlive its future: they end with their sockets.
@@ -85,32 +89,55 @@ impl Plan {
         }
     }
 
-    /// The address to publish
+    /// The address to publish, however long that takes to find
     async fn address(&self, etcd: &Etcd, bound: SocketAddr) -> Result<Address, ServeError> {
         let address = match &self.advertise {
             Some(address) => address.clone(),
-            None => advertised(bound, etcd).await?,
+            None if self.fail_fast => advertised(bound, etcd).await?,
+            None => found(|| advertised(bound, etcd), |error| self.on_no_address(error)).await?,
         };
         tracing::info!(service = %self.service, listen = %bound, %address, "serving");
         Ok(address)
     }
 
+    fn on_no_address(&self, error: &AdvertiseError) {
+        let cause = match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        let told = RegistrationState::Granting { cause: Some(cause.clone()) };
+        match self.state.send_replace(told) {
+            RegistrationState::Granting { cause: Some(_) } => {
+                tracing::debug!(service = %self.service, cause, "still no address to publish");
+            }
+            _ => {
+                tracing::warn!(service = %self.service, cause, "serving, but there is no address to publish yet");
+            }
+        }
+    }
+
     /// Registers, as healthy as it is, waits for the signal, leaves; a second signal cuts the leaving short
     async fn conduct(
         &self,
-        register: impl FnOnce(bool) -> Result<Registration, RegisterError>,
+        register: impl Future<Output = Result<Registration, ServeError>>,
         health: &Health,
         stop: &mut Stop,
         go_away: oneshot::Sender<Never>,
         cut: &Cut,
     ) -> Result<(), ServeError> {
-        let mut registration = register(health.is_serving().await)?;
-        let wisher = registration.wisher();
-        tokio::select! {
-            never = health.follow(|serving| wisher.wish(serving)) => match never {},
-            error = registration.failed() => return Err(error.into()),
-            // Registered or not yet: what is under way has to be taken back.
-            () = stop.requested() => {}
+        let mut registration = tokio::select! {
+            registration = register => Some(registration?),
+            // Nothing was asked of etcd yet.
+            () = stop.requested() => None,
+        };
+        if let Some(registration) = &mut registration {
+            let wisher = registration.wisher();
+            tokio::select! {
+                never = health.follow(|serving| wisher.wish(serving)) => match never {},
+                error = registration.failed() => return Err(error.into()),
+                // Registered or not yet: what is under way has to be taken back.
+                () = stop.requested() => {}
+            }
         }
         tokio::select! {
             () = self.leave(registration, health, go_away, cut) => {}
@@ -122,7 +149,7 @@ impl Plan {
     /// Each step after the one before; ended from outside as soon as everything has drained
     async fn leave(
         &self,
-        registration: Registration,
+        registration: Option<Registration>,
         health: &Health,
         go_away: oneshot::Sender<Never>,
         cut: &Cut,
@@ -130,7 +157,15 @@ impl Plan {
         tracing::info!(service = %self.service, "stopping: deregistering");
         // Both at once: an etcd that does not answer delays nobody who asks for the health. What went wrong was logged, and
         // is no reason not to stop.
-        let _ = tokio::join!(registration.deregister(), health.stop_serving());
+        match registration {
+            Some(registration) => {
+                let _ = tokio::join!(registration.deregister(), health.stop_serving());
+            }
+            None => {
+                health.stop_serving().await;
+                self.state.send_replace(RegistrationState::Deregistered);
+            }
+        }
         sleep(self.notice).await;
         tracing::info!(service = %self.service, "stopping: draining");
         drop(go_away);

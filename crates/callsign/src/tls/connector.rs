@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustls::{
@@ -12,7 +13,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
@@ -21,12 +22,19 @@ use super::{
 };
 use crate::instance::Address;
 
+/// The longest that a connection waits for files. One disk answers in milliseconds; a network's that hangs may do so for
+/// ever, and a connection has 2 s in all.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// A [`Tls`] that was good once, and what it last came to
 pub(crate) struct Connector {
     tls: Tls,
     /// Verified instead of the host.
     name: Option<ServerName<'static>>,
     current: Mutex<Current>,
+    /// The look at the files that is under way, of which there is one at most: a file system that hangs pins one thread,
+    /// however many would connect
+    looking: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Connector {
@@ -40,7 +48,8 @@ impl Connector {
         let parse = |name: &String| ServerName::try_from(name.clone()).map_err(|_| bad(name));
         let name = tls.server_name.as_ref().map(parse).transpose()?;
         let current = Current::new(tls)?;
-        Ok(Arc::new(Self { tls: tls.clone(), name, current: Mutex::new(current) }))
+        let (current, looking) = (Mutex::new(current), tokio::sync::Mutex::default());
+        Ok(Arc::new(Self { tls: tls.clone(), name, current, looking }))
     }
 
     /// Whether we have a certificate to show
@@ -64,12 +73,26 @@ impl Connector {
     }
 
     async fn config(self: &Arc<Self>) -> Arc<ClientConfig> {
-        if self.tls.has_files() {
-            let this = Arc::clone(self);
-            // Ends by itself. A runtime that ends runs it no more: what was last read will do.
-            let _ = tokio::task::spawn_blocking(move || this.look()).await;
+        if self.tls.has_files() && timeout(LOOK, self.looked()).await.is_err() {
+            tracing::debug!("the files with TLS certificates do not answer: using what was last read");
         }
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).config)
+    }
+
+    /// Looks at the files, after the look that is under way if there is one
+    async fn looked(self: &Arc<Self>) {
+        let mut looking = self.looking.lock().await;
+        if let Some(former) = looking.as_mut() {
+            // It may have begun before the files changed. That a runtime has ended with it is no matter.
+            let _ = former.await;
+            // Awaited again, it would panic.
+            *looking = None;
+        }
+        let this = Arc::clone(self);
+        let task = looking.insert(tokio::task::spawn_blocking(move || this.look()));
+        // Ends by itself. A runtime that ends runs it no more: what was last read will do.
+        let _ = task.await;
+        *looking = None;
     }
 
     fn look(&self) {
@@ -212,4 +235,42 @@ fn configure(roots: &Arc<RootCertStore>, identity: Option<&Arc<SingleCertAndKey>
     // Connections are few and live long. Each verifies its peer anew, so that none outlives what it was resumed from.
     config.resumption = Resumption::disabled();
     Arc::new(config)
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    /// Each connection had a look of its own, and each look a thread
+    #[test]
+    fn a_file_system_that_hangs_pins_one_thread_and_holds_up_no_connection_for_long() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let file = std::env::temp_dir().join(format!("callsign-connector-{}.pem", std::process::id()));
+        fs::write(&file, made.cert.pem()).unwrap();
+        let connector = Connector::new(&Tls::new().ca_file(&file)).unwrap();
+        // Nobody writes to it: whoever opens it to read hangs.
+        fs::remove_file(&file).unwrap();
+        assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build().unwrap();
+        runtime.block_on(async {
+            let connects = [(); 4].map(|()| {
+                let connector = Arc::clone(&connector);
+                tokio::spawn(async move { connector.config().await })
+            });
+            for connect in connects {
+                timeout(4 * LOOK, connect).await.expect("the last good ones will do").unwrap();
+            }
+            let free = timeout(4 * LOOK, tokio::task::spawn_blocking(|| ())).await;
+            free.expect("the second thread is free").unwrap();
+        });
+        // Lets the reader go.
+        fs::write(&file, made.cert.pem()).unwrap();
+        drop(runtime);
+        fs::remove_file(&file).unwrap();
+    }
 }

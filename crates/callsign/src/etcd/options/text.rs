@@ -5,7 +5,8 @@ use crate::etcd::EtcdError;
 
 /// Reads `[etcd:///][user:password@]host,host...[?option=value&...]`, and a `key` among the options
 ///
-/// `%` and two hex digits are one byte. User and password need it for `?`, `@` in options too, and `&` and `%` everywhere.
+/// `%` and two hex digits are one byte. `@` and `%` need it everywhere, `?` in user and password, `:` in the user, `&` in
+/// options. Of an `@` that is written as it is nobody knows where the hosts begin: an error, never a guess.
 pub(crate) fn parse(text: &str) -> Result<(EtcdOptions, Option<String>), EtcdError> {
     let text = text.trim();
     let text = text.strip_prefix("etcd:///").unwrap_or(text);
@@ -15,6 +16,12 @@ pub(crate) fn parse(text: &str) -> Result<(EtcdOptions, Option<String>), EtcdErr
         return Err(EtcdError::Login { reason: "write ? as %3F before the hosts, and @ as %40 after them" });
     }
     let (login, hosts) = place.rsplit_once('@').map_or((None, place), |(login, hosts)| (Some(login), hosts));
+    // Who writes user and password before each host would otherwise have hosts in the password.
+    if login.is_some_and(|login| login.contains('@')) {
+        return Err(EtcdError::Login {
+            reason: "they stand once, before the first host; write an @ in them as %40",
+        });
+    }
     let mut options = EtcdOptions::new(listed(hosts));
     if let Some(login) = login {
         let (name, password) = credentials(login)?;
@@ -146,6 +153,7 @@ mod tests {
         assert!(matches!(refused("root:@a:1"), Login { .. }));
         assert!(matches!(refused(":secret@a:1"), Login { .. }));
         assert!(matches!(refused("root:%ff@a:1"), Login { .. }));
+        assert!(matches!(refused("root:s@cret@a:1"), Login { .. }));
         assert!(matches!(refused("http://root:secret@a:1"), Login { .. }));
         assert!(matches!(refused("a:1?namespace=a/"), Namespace { .. }));
         assert!(matches!(refused("a:1?namespace=%ff"), BadOption { .. }));
@@ -154,6 +162,15 @@ mod tests {
         assert!(matches!(refused("a:1?colour=red"), UnknownOption { .. }));
         let plain = parse("a:1?require_tls=true").unwrap().0.check().err();
         assert!(matches!(plain, Some(Plaintext)));
+    }
+
+    /// It was taken for the password `p@a:1,u:p`, and the first host for none
+    #[test]
+    fn user_and_password_before_each_host_are_a_mistake() {
+        for text in ["u:p@a:1,u:p@b:1", "etcd:///u:p@a:1,u:p@b:1?key=hello.rpc", "u:p@a:1,b:1@c:1"] {
+            let error = refused(text);
+            assert!(error.to_string().contains("%40"), "{text}: {error}");
+        }
     }
 
     #[test]
