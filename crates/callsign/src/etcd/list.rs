@@ -88,12 +88,6 @@ pub(super) async fn list(
     }
 }
 
-/// The cluster's revision, linearizable
-pub(super) async fn revision(lane: &Lane, keys: &Keys) -> Result<i64, RequestError> {
-    let answer = get(lane, keys.first.as_str().into(), keys.get().with_count_only()).await?;
-    Ok(revision_of(&answer))
-}
-
 async fn get(lane: &Lane, from: Vec<u8>, options: GetOptions) -> Result<GetResponse, RequestError> {
     lane.request(REQUEST, |client| async move {
         client.kv_client().max_decoding_message_size(MAX_MESSAGE).get(from, Some(options)).await

@@ -137,7 +137,7 @@ impl Key {
             revision
         };
         let options = WatchOptions::new().with_start_revision(revision + 1);
-        let (mut watch, _) = Watch::open(lane, &self.key, options).await?;
+        let mut watch = Watch::open(lane, &self.key, options).await?;
         let look = sleep(LOOK.mul_f64(0.9 + 0.2 * fastrand::f64()));
         tokio::pin!(look);
         loop {
