@@ -119,6 +119,8 @@ struct Follow<S> {
     is_listed: bool,
     state: watch::Sender<DiscoveryState>,
     pace: Pace,
+    /// Of watches that end with a compaction
+    compactions: Pace,
     relist_at: Instant,
     /// What a resumed watch is believed by
     witness: Option<Witness>,
@@ -136,7 +138,7 @@ enum Phase {
 impl<S: Sink> Follow<S> {
     fn new(lane: Lane, keys: Keys, sink: S, is_listed: bool, state: watch::Sender<DiscoveryState>) -> Self {
         let (pace, relist_at) = (Pace::new(), Instant::now());
-        Self { lane, keys, sink, is_listed, state, pace, relist_at, witness: None }
+        Self { lane, keys, sink, is_listed, state, pace, compactions: Pace::new(), relist_at, witness: None }
     }
 
     async fn run(mut self) -> Infallible {
@@ -181,6 +183,7 @@ impl<S: Sink> Follow<S> {
 
     async fn resume(&mut self, next: i64, fresh: bool) -> Phase {
         self.pace.on_attempt();
+        self.compactions.on_attempt();
         match self.open(next, fresh).await {
             Ok(phase) => phase,
             Err(error) => self.interrupted(next, &error).await,
@@ -237,8 +240,10 @@ impl<S: Sink> Follow<S> {
     async fn interrupted(&mut self, next: i64, error: &RequestError) -> Phase {
         self.sink.publish();
         self.report(DiscoveryState::Resuming { cause: error.to_string() });
-        // After a compaction etcd is well, and the list paces itself.
-        if !error.is_compacted() {
+        // After a compaction etcd is well; should it say the same again and again, it is not.
+        if error.is_compacted() {
+            self.compactions.after_loss().await;
+        } else {
             self.pace.after(error).await;
         }
         // What etcd refuses in band it would refuse again; a list says why, or finds where to go on.
