@@ -175,3 +175,11 @@ async fn a_compaction_is_followed_by_a_list_at_once_and_one_after_the_other_by_a
     assert!(took > Duration::from_millis(300), "{took:?}");
     assert_eq!(view.addresses(), [A]);
 }
+
+#[tokio::test]
+async fn a_list_that_takes_too_long_is_read_in_smaller_pages() {
+    let (odd, mut tasks) = (Odd::new(150, false), JoinSet::new());
+    let view = odd.followed(&mut tasks).await;
+    view.until(&[A], BOUND).await;
+    assert_eq!(odd.limits(), [500, 250, 125]);
+}
