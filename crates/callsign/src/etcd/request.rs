@@ -162,7 +162,7 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// A peer's words, which may be anything, as they may be logged: cut, no control characters
+/// Words of others, which may be anything, as they may be logged: cut, no control characters
 pub(super) fn printable(words: &str) -> String {
     const LONGEST: usize = 1000;
     let legal = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
