@@ -8,14 +8,15 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use callsign::{Etcd, EtcdOptions, discover::EtcdDiscover};
-use callsign_tests::{view::View, wait};
+use callsign_tests::{bare::headers, view::View, wait};
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Response};
+use http::Response;
 use prost::Message;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+use tonic::Status;
 
 const BOUND: Duration = Duration::from_secs(20);
 const A: &str = "10.0.0.1:80";
@@ -78,14 +79,14 @@ impl Odd {
 
     /// What the lists were limited to so far
     fn limits(&self) -> Vec<i64> {
-        self.limits.lock().unwrap().clone()
+        self.limits.lock().expect("nobody panics with it").clone()
     }
 
     /// Serves a session, and follows a service in it; the tasks end with the set
     async fn followed(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> View {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let session =
-            Etcd::connect_lazy(EtcdOptions::new([listener.local_addr().unwrap().to_string()])).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("the listener is bound");
+        let session = Etcd::connect_lazy(EtcdOptions::new([address.to_string()])).expect("a valid host");
         let odd = Arc::clone(self);
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -93,7 +94,7 @@ impl Odd {
                 connections.spawn(Arc::clone(&odd).serve(stream));
             }
         });
-        View::of(EtcdDiscover::new(&session, "hello.rpc").unwrap())
+        View::of(EtcdDiscover::new(&session, "hello.rpc").expect("a valid name"))
     }
 
     async fn serve(self: Arc<Self>, stream: TcpStream) {
@@ -105,7 +106,12 @@ impl Odd {
         }
     }
 
-    async fn answer(self: Arc<Self>, path: String, mut body: RecvStream, mut respond: SendResponse<Bytes>) {
+    async fn answer(
+        self: Arc<Self>,
+        path: String,
+        mut body: RecvStream,
+        mut respond: SendResponse<Bytes>,
+    ) -> Result<(), h2::Error> {
         let mut asked = BytesMut::new();
         // A watch's stream stays open.
         while let Some(Ok(data)) = body.data().await {
@@ -121,21 +127,19 @@ impl Odd {
         };
         let mut response = Response::new(());
         response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
-        let mut stream = respond.send_response(response, false).unwrap();
+        let mut stream = respond.send_response(response, false)?;
         for answer in answers {
-            stream.send_data(framed(&answer), false).unwrap();
+            stream.send_data(framed(&answer), false)?;
         }
         if path.ends_with("/Watch") {
             return pending().await;
         }
-        stream
-            .send_trailers(HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]))
-            .unwrap();
+        stream.send_trailers(headers(&Status::ok("")))
     }
 
     async fn list(&self, asked: &[u8]) -> Vec<u8> {
-        let limit = RangeRequest::decode(asked).unwrap().limit;
-        self.limits.lock().unwrap().push(limit);
+        let limit = RangeRequest::decode(asked).expect("a request").limit;
+        self.limits.lock().expect("nobody panics with it").push(limit);
         if limit > self.longest_list {
             pending::<()>().await;
         }
