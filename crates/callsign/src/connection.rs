@@ -5,6 +5,7 @@
 //! is paused accepts connections and preface alike, so nothing less proves that somebody is there.
 
 mod body;
+mod dial;
 mod driver;
 mod io;
 mod tap;
@@ -26,7 +27,6 @@ use bytes::Bytes;
 use callsign_core::{keepalive::KeepAlive, streams::Streams};
 use h2::{Reason, client};
 use tokio::{
-    net::TcpStream,
     sync::watch,
     time::{Instant, timeout_at},
 };
@@ -58,7 +58,7 @@ pub(crate) async fn connect(
     config: &Config,
 ) -> Result<(Connection, Driver), ConnectError> {
     let deadline = Instant::now() + config.connect_timeout;
-    let tcp = timeout_at(deadline, dial(address)).await.map_err(|_| ConnectError::DialTimeout)??;
+    let tcp = timeout_at(deadline, dial::dial(address)).await.map_err(|_| ConnectError::DialTimeout)??;
     let secured = timeout_at(deadline, config.transport.carry(address, tcp)).await;
     let io = secured.map_err(|_| ConnectError::TlsTimeout)??;
     timeout_at(deadline, handshake(address, config, io)).await.map_err(|_| ConnectError::Silent)?
@@ -91,20 +91,6 @@ pub(crate) enum ConnectError {
     Handshake(h2::Error),
 }
 
-async fn dial(address: &Address) -> std::io::Result<TcpStream> {
-    let tcp = TcpStream::connect((address.host(), address.port())).await?;
-    tcp.set_nodelay(true)?;
-    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    if let Err(error) = socket2::SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT)) {
-        // Some sandboxes refuse it. Calls are watched by pings all the same.
-        tracing::trace!(%address, %error, "no TCP_USER_TIMEOUT");
-    }
-    Ok(tcp)
-}
-
-/// Data that stays unacknowledged for this long ends the connection: gRFC A18 ties it to the keepalive timeout, 20 s.
-#[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Receive windows, as in hyper's client: large enough for a fast network, small enough to bound a slow reader.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;

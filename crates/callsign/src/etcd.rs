@@ -29,6 +29,7 @@ mod state;
 mod value;
 mod watching;
 mod wire;
+mod witness;
 
 #[cfg(test)]
 mod fuzz;

@@ -19,6 +19,7 @@ use super::{
     pace::Pace,
     request::RequestError,
     watching::Watch,
+    witness::Witness,
 };
 
 /// Where a discovery stands, or the watch of a value; what was last known stays in use in every state
@@ -55,10 +56,6 @@ impl DiscoveryState {
 
 /// A list repairs what a lost event broke: servers before 3.4.42 have several bugs that lose one.
 const RELIST: Duration = Duration::from_secs(600);
-
-/// Without any host for this long, what comes next is a list: a store that was wiped meanwhile may have caught up with what
-/// is known here, and then no revision tells. That takes all members down at once, so a single one's end costs no list.
-const AWAY: Duration = Duration::from_secs(5);
 
 /// Takes in what is listed and what happens
 pub(super) trait Sink: Send + Sync + 'static {
@@ -122,16 +119,18 @@ struct Follow<S> {
     is_listed: bool,
     state: watch::Sender<DiscoveryState>,
     pace: Pace,
+    /// Of watches that end with a compaction
+    compactions: Pace,
     relist_at: Instant,
-    /// Since when no watch could be opened
-    away: Option<Instant>,
+    /// What a resumed watch is believed by
+    witness: Option<Witness>,
 }
 
 enum Phase {
     /// Nothing is known, or what is known cannot be trusted
     Listing,
-    /// All before `next` is known
-    Resuming { next: i64 },
+    /// All before `next` is known, `fresh` from a list
+    Resuming { next: i64, fresh: bool },
     /// The same, and a watch tells the rest
     Watching { next: i64, watch: Box<Watch> },
 }
@@ -139,7 +138,7 @@ enum Phase {
 impl<S: Sink> Follow<S> {
     fn new(lane: Lane, keys: Keys, sink: S, is_listed: bool, state: watch::Sender<DiscoveryState>) -> Self {
         let (pace, relist_at) = (Pace::new(), Instant::now());
-        Self { lane, keys, sink, is_listed, state, pace, relist_at, away: None }
+        Self { lane, keys, sink, is_listed, state, pace, compactions: Pace::new(), relist_at, witness: None }
     }
 
     async fn run(mut self) -> Infallible {
@@ -147,7 +146,7 @@ impl<S: Sink> Follow<S> {
         loop {
             phase = match phase {
                 Phase::Listing => self.list().await,
-                Phase::Resuming { next } => self.resume(next).await,
+                Phase::Resuming { next, fresh } => self.resume(next, fresh).await,
                 Phase::Watching { next, watch } => self.watch(next, watch).await,
             };
         }
@@ -155,15 +154,19 @@ impl<S: Sink> Follow<S> {
 
     async fn list(&mut self) -> Phase {
         self.pace.on_attempt();
-        let mut listing = S::Listing::default();
-        match list::list(&self.lane, &self.keys, |pair| self.sink.on_listed(&mut listing, pair)).await {
+        let (mut listing, mut witness) = (S::Listing::default(), None);
+        let listed = list::list(&self.lane, &self.keys, |pair| {
+            Witness::on_pair(&mut witness, pair);
+            self.sink.on_listed(&mut listing, pair);
+        });
+        match listed.await {
             Ok(revision) => {
                 self.sink.on_list(listing);
                 tracing::debug!(name = self.sink.name(), revision, entries = self.sink.entries(), "listed");
                 self.is_listed = true;
-                self.away = None;
+                self.witness = witness;
                 self.relist_at = Instant::now() + self.pace.vary(RELIST);
-                Phase::Resuming { next: revision + 1 }
+                Phase::Resuming { next: revision + 1, fresh: true }
             }
             Err(error) => {
                 let cause = error.to_string();
@@ -178,27 +181,41 @@ impl<S: Sink> Follow<S> {
         }
     }
 
-    async fn resume(&mut self, next: i64) -> Phase {
+    async fn resume(&mut self, next: i64, fresh: bool) -> Phase {
         self.pace.on_attempt();
-        match self.open(next).await {
+        self.compactions.on_attempt();
+        match self.open(next, fresh).await {
             Ok(phase) => phase,
             Err(error) => self.interrupted(next, &error).await,
         }
     }
 
-    async fn open(&mut self, next: i64) -> Result<Phase, RequestError> {
+    async fn open(&mut self, next: i64, fresh: bool) -> Result<Phase, RequestError> {
         let options = self.keys.watch().with_start_revision(next);
-        let (watch, revision) = Watch::open(&self.lane, self.keys.first(), options).await?;
-        // A member that is behind will catch up. A store that was wiped or restored, which looks the same, is silent
-        // until its revisions reach `next`: only a linearizable read tells one from the other.
-        if revision < next - 1 && list::revision(&self.lane, &self.keys).await? < next - 1 {
-            let name = self.sink.name();
-            tracing::warn!(name, next, revision, "etcd's revision went backwards: listing again");
+        let watch = Watch::open(&self.lane, self.keys.first(), options).await?;
+        // After the watch was opened: what is replaced from here on ends it.
+        if !fresh && !self.is_same_store(next).await? {
+            tracing::debug!(
+                name = self.sink.name(),
+                next,
+                "what was learned last has changed: listing again"
+            );
             return Ok(Phase::Listing);
         }
-        self.away = None;
         self.report(DiscoveryState::Watching { revision: next - 1 });
         Ok(Phase::Watching { next, watch: Box::new(watch) })
+    }
+
+    /// Whether etcd is surely the one that all before `next` was learned from
+    ///
+    /// One that was wiped or restored would be silent until its revisions reach `next`, or say nothing of what it lacks.
+    async fn is_same_store(&self, next: i64) -> Result<bool, RequestError> {
+        match &self.witness {
+            Some(witness) => {
+                Ok(witness.revision(&self.lane).await?.is_some_and(|revision| revision >= next - 1))
+            }
+            None => Ok(false),
+        }
     }
 
     /// One message, one publication or the slow list, whatever comes first
@@ -223,13 +240,14 @@ impl<S: Sink> Follow<S> {
     async fn interrupted(&mut self, next: i64, error: &RequestError) -> Phase {
         self.sink.publish();
         self.report(DiscoveryState::Resuming { cause: error.to_string() });
-        // After a compaction etcd is well, and the list paces itself.
-        if !error.is_compacted() {
+        // After a compaction etcd is well; should it say the same again and again, it is not.
+        if error.is_compacted() {
+            self.compactions.after_loss().await;
+        } else {
             self.pace.after(error).await;
         }
         // What etcd refuses in band it would refuse again; a list says why, or finds where to go on.
-        let resumes = error.is_of_host() && self.away.get_or_insert_with(Instant::now).elapsed() < AWAY;
-        if resumes { Phase::Resuming { next } } else { Phase::Listing }
+        if error.is_of_host() { Phase::Resuming { next, fresh: false } } else { Phase::Listing }
     }
 
     /// Takes the changes in and returns the revision that comes next
@@ -244,7 +262,11 @@ impl<S: Sink> Follow<S> {
             }
             next = pair.mod_revision() + 1;
             match event.event_type() {
-                EventType::Put => self.sink.on_put(pair),
+                EventType::Put => {
+                    Witness::on_pair(&mut self.witness, pair);
+                    self.sink.on_put(pair);
+                }
+                // If the witness's key is gone, etcd will say so.
                 EventType::Delete => self.sink.on_delete(pair),
             }
         }

@@ -19,6 +19,8 @@ pub(crate) struct RequestError {
 enum Kind {
     /// The host is down, frozen, cut off, without a leader or no etcd: ask the next one
     Host,
+    /// The same, as far as can be told: its answer did not come in time
+    Silent,
     /// A person has to change something: ask slowly
     Refused,
     /// The same: a permission. Of a watch, it may be that the token has expired
@@ -47,7 +49,7 @@ pub(super) struct LoginRefused {
 impl RequestError {
     /// The host did not do `what` in time
     pub(crate) fn timeout(host: &Address, what: &str) -> Self {
-        Self::host(host, &format!("{what} timed out"))
+        Self::of(Kind::Silent, host, &format!("{what} timed out"))
     }
 
     /// The host is of no use now
@@ -92,7 +94,12 @@ impl RequestError {
 
     /// Whether the next host may do better
     pub(crate) fn is_of_host(&self) -> bool {
-        self.kind == Kind::Host
+        matches!(self.kind, Kind::Host | Kind::Silent)
+    }
+
+    /// Whether the answer did not come in time
+    pub(super) fn is_timeout(&self) -> bool {
+        self.kind == Kind::Silent
     }
 
     /// Whether only a person can help
@@ -155,7 +162,7 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// A peer's words, which may be anything, as they may be logged: cut, no control characters
+/// Words of others, which may be anything, as they may be logged: cut, no control characters
 pub(super) fn printable(words: &str) -> String {
     const LONGEST: usize = 1000;
     let legal = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };

@@ -23,14 +23,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Opens a watch and waits until etcd has confirmed it; also tells the revision of the member that did
-    ///
-    /// The revision is not what has been delivered: history still follows.
-    pub(crate) async fn open(
-        lane: &Lane,
-        key: &str,
-        options: WatchOptions,
-    ) -> Result<(Self, i64), RequestError> {
+    /// Opens a watch and waits until etcd has confirmed it
+    pub(crate) async fn open(lane: &Lane, key: &str, options: WatchOptions) -> Result<Self, RequestError> {
         let link = lane.link();
         let token = link.token();
         match Self::open_on(lane, &link, key, options.clone()).await {
@@ -47,7 +41,7 @@ impl Watch {
         link: &Link,
         key: &str,
         options: WatchOptions,
-    ) -> Result<(Self, i64), RequestError> {
+    ) -> Result<Self, RequestError> {
         let opened = link.ask(REQUEST, |client| async move {
             let mut watches = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
             watches.watch(key, Some(options)).await
@@ -55,12 +49,11 @@ impl Watch {
         let stream = lane.settle(link, opened.await)?;
         let mut watch = Self { lane: lane.clone(), link: link.clone(), token: link.token(), stream };
         // A frozen member accepts the stream and says nothing.
-        let created = match timeout(REQUEST, watch.receive()).await {
+        match timeout(REQUEST, watch.receive()).await {
             Ok(created) => created?,
             Err(_) => watch.settle(Err(RequestError::timeout(watch.link.host(), "opening a watch")))?,
         };
-        let revision = created.header().map_or(0, etcd_client::ResponseHeader::revision);
-        Ok((watch, revision))
+        Ok(watch)
     }
 
     /// The next message; cancel safe

@@ -4,9 +4,11 @@ use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
     sync::Arc,
+    time::Duration,
 };
 
 use etcd_client::KeyValue;
+use tokio::time::Instant;
 
 use super::set::MAX_INSTANCES;
 use crate::{
@@ -14,13 +16,29 @@ use crate::{
     instance::Instance,
 };
 
+/// A key that comes and goes is warned of once in this time.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// Which keys were warned of
 ///
 /// Keys are kept as hashes, whose number is bounded: garbage in etcd must not become garbage here.
 #[derive(Debug, Default)]
 pub(super) struct Warned {
-    keys: HashSet<u64>,
+    keys: HashMap<u64, Warning>,
     hasher: RandomState,
+}
+
+#[derive(Debug)]
+struct Warning {
+    at: Instant,
+    /// Whether the key has gone since: should it come back as garbage, that is news, if not too soon
+    is_gone: bool,
+}
+
+impl Warning {
+    fn is_recent(&self) -> bool {
+        self.at.elapsed() < AGAIN
+    }
 }
 
 impl Warned {
@@ -31,12 +49,29 @@ impl Warned {
     }
 
     fn is_news(&mut self, key: &[u8]) -> bool {
-        self.keys.len() < MAX_INSTANCES && self.keys.insert(self.hasher.hash_one(key))
+        let hash = self.hasher.hash_one(key);
+        let known = self.keys.get(&hash);
+        let is_news =
+            known.map_or(self.keys.len() < MAX_INSTANCES, |known| known.is_gone && !known.is_recent());
+        if is_news {
+            self.keys.insert(hash, Warning { at: Instant::now(), is_gone: false });
+        }
+        is_news
     }
 
-    /// The key is gone: should it come back as garbage, that is news
+    /// The key is gone
     pub(super) fn forget(&mut self, key: &[u8]) {
-        self.keys.remove(&self.hasher.hash_one(key));
+        if let Some(warning) = self.keys.get_mut(&self.hasher.hash_one(key)) {
+            warning.is_gone = true;
+        }
+    }
+
+    /// All but these are gone
+    fn retain(&mut self, present: &HashSet<u64>) {
+        self.keys.retain(|key, warning| {
+            warning.is_gone |= !present.contains(key);
+            !warning.is_gone || warning.is_recent()
+        });
     }
 }
 
@@ -68,26 +103,47 @@ impl Reading {
 
     /// The instances; forgets the warnings of keys that are no longer there
     pub(super) fn finish(self, warned: &mut Warned) -> HashMap<Arc<str>, Instance> {
-        warned.keys.retain(|key| self.garbage.contains(key));
+        warned.retain(&self.garbage);
         self.instances
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::advance;
+
     use super::*;
 
-    #[test]
-    fn a_key_is_warned_of_once_until_it_is_gone() {
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_warned_of_once_until_it_is_gone() {
         let mut warned = Warned::default();
         warned.warn(b"a/1", &Garbage::NotText);
         assert!(!warned.is_news(b"a/1") && warned.is_news(b"a/2"));
         warned.forget(b"a/1");
-        assert!(warned.is_news(b"a/1"));
+        advance(AGAIN).await;
+        assert!(warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
     }
 
-    #[test]
-    fn a_list_warns_of_what_is_new_and_forgets_what_is_not_in_it() {
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_comes_and_goes_is_warned_of_once_a_minute() {
+        let mut warned = Warned::default();
+        let mut warnings = 0;
+        for _ in 0..300 {
+            warnings += u32::from(warned.is_news(b"a/1"));
+            warned.forget(b"a/1");
+            advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(warnings, 5);
+        for _ in 0..300 {
+            warnings += u32::from(warned.is_news(b"a/1"));
+            Reading::default().finish(&mut warned);
+            advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(warnings, 10, "lists in which it is not are no way around");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_warns_of_what_is_new_and_forgets_what_is_not_in_it() {
         let mut warned = Warned::default();
         let mut reading = Reading::default();
         for key in [b"a/1", b"a/2"] {
@@ -95,9 +151,11 @@ mod tests {
         }
         reading.finish(&mut warned);
         assert!(!warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
+        advance(AGAIN).await;
         let mut reading = Reading::default();
         reading.on_garbage(b"a/2", &Garbage::NotText, &mut warned);
         reading.finish(&mut warned);
+        assert_eq!(warned.keys.len(), 1, "what is gone for long is not kept");
         assert!(warned.is_news(b"a/1") && !warned.is_news(b"a/2"));
     }
 }

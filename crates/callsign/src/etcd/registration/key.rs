@@ -137,7 +137,7 @@ impl Key {
             revision
         };
         let options = WatchOptions::new().with_start_revision(revision + 1);
-        let (mut watch, _) = tokio::select! {
+        let mut watch = tokio::select! {
             opened = Watch::open(lane, &self.key, options) => opened?,
             () = wish.changed() => return Ok(News::Look),
         };
