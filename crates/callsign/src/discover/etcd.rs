@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    iter,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -87,9 +88,16 @@ impl Stream for EtcdDiscover {
             if let Some(change) = this.changes.pop_front() {
                 return Poll::Ready(Some(Ok(change)));
             }
-            let update = ready!(this.subscription.poll_update(cx));
-            tracing::trace!(service = %this.service, ?update, "update");
-            this.endpoints.apply(update, &mut this.changes);
+            let first = ready!(this.subscription.poll_update(cx));
+            // What is there now is told together: a publication of many steps, and what a slow consumer has missed.
+            let rest = iter::from_fn(|| match this.subscription.poll_update(cx) {
+                Poll::Ready(update) => Some(update),
+                Poll::Pending => None,
+            });
+            let updates = iter::once(first).chain(rest);
+            let traced =
+                updates.inspect(|update| tracing::trace!(service = %this.service, ?update, "update"));
+            this.endpoints.apply(traced, &mut this.changes);
         }
     }
 }
