@@ -169,11 +169,12 @@ fn tell(service: &str, decision: Decision) {
 
 /// Whether the server behind a known key has registered anew
 ///
-/// An older instance that is shown since a newer one has left is no news of the server. The same id at a lower revision is:
-/// etcd was wiped. Where there are no revisions every insert is news.
+/// A lower revision is news, too: in an etcd that was wiped a restarted server has one, under whatever id. That an older
+/// instance is shown since a newer one has left looks the same, and costs an attempt to connect at most. Where there are
+/// no revisions every insert is news.
 fn is_anew(known: &Instance, instance: &Instance) -> bool {
     let (before, now) = (known.mod_revision, instance.mod_revision);
-    now == 0 || now > before || (known.id == instance.id && now != before)
+    now == 0 || now != before
 }
 
 #[cfg(test)]
@@ -181,16 +182,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_older_instance_that_is_left_is_no_news_of_the_server() {
+    fn another_revision_is_news_of_the_server_whatever_its_id() {
         let instance = |id: &str, mod_revision| {
             let address = Address::new("h", 1).unwrap();
             Instance { id: id.into(), mod_revision, ..Instance::new(address) }
         };
         let is_anew = |before, now| super::is_anew(&before, &now);
         assert!(is_anew(instance("a", 5), instance("a", 6)) && is_anew(instance("a", 5), instance("b", 6)));
-        assert!(!is_anew(instance("b", 6), instance("a", 5)), "b has left");
         assert!(!is_anew(instance("a", 5), instance("a", 5)), "only the metadata is another");
         assert!(is_anew(instance("a", 5000), instance("a", 3)), "etcd was wiped");
+        assert!(is_anew(instance("a", 5000), instance("b", 3)), "etcd was wiped and the server restarted");
         assert!(is_anew(instance("a", 0), instance("a", 0)), "a list of one's own has no revisions");
     }
 }

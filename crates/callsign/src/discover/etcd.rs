@@ -25,9 +25,9 @@ use crate::{
 ///
 /// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
 /// Instances with the same address are one endpoint, shown as the one with the newest `mod_revision`. An insert of a known
-/// key with a newer revision means that a server has registered anew under that address: in a channel it ends a backoff
-/// and leaves a connection alone. One with an older revision means that the newest instance has left and another is still
-/// there: the channel takes its metadata, and a backoff goes on. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
+/// key with another revision means that a server has registered anew under that address, or that the newest instance has
+/// left and another is still there: in a channel it ends a backoff and leaves a connection alone. One with the same revision
+/// changes the metadata only. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
 /// Must be polled within a tokio runtime: when the one that the watch ran in has ended, it goes on in the next.
 ///
 /// ```no_run
