@@ -123,11 +123,6 @@ impl Hold {
         }
     }
 
-    /// Whether nobody was removed within the window, nor is kept: there is nothing to decide
-    pub fn is_calm(&self) -> bool {
-        self.removed.is_empty()
-    }
-
     /// What becomes of a removed endpoint, as last decided
     pub fn stands(&self, endpoint: u64) -> Stands {
         self.removed.get(&endpoint).map_or(Stands::Gone, |removed| removed.stands)
@@ -402,7 +397,7 @@ mod tests {
             assert!(!test.keeps(endpoint));
         }
         // Nothing is left of the event: neither a count nor a time.
-        assert!(test.hold.is_calm() && test.hold.due().is_none());
+        assert!(test.hold.removed.is_empty() && test.hold.due().is_none());
         assert_eq!(test.remove(0).held, NOBODY);
         assert_eq!(test.remove(1).held, NOBODY);
         test.insert(0);

@@ -28,7 +28,9 @@ pub(super) struct EndpointConfig {
 
 /// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
 pub(super) struct Members<K> {
-    by_key: HashMap<K, Member>,
+    listed: HashMap<K, Member>,
+    /// They are looked at whenever anything happens, the others are not.
+    removed: HashMap<K, Member>,
     hold: Hold,
     config: EndpointConfig,
     next_number: u64,
@@ -40,12 +42,17 @@ struct Member {
     instance: Instance,
     /// Its drop drains the endpoint.
     handle: Handle,
-    listed: bool,
 }
 
 impl<K: Hash + Eq> Members<K> {
     pub(super) fn new(config: EndpointConfig, hold_window: Duration) -> Self {
-        Self { by_key: HashMap::new(), hold: Hold::new(hold_window), config, next_number: 0 }
+        Self {
+            listed: HashMap::new(),
+            removed: HashMap::new(),
+            hold: Hold::new(hold_window),
+            config,
+            next_number: 0,
+        }
     }
 
     /// Discovery lists `instance`, which may be known; a new endpoint tells `reporter` what becomes of it
@@ -57,18 +64,21 @@ impl<K: Hash + Eq> Members<K> {
         reporter: &mpsc::UnboundedSender<Event>,
         now: Instant,
     ) {
-        if let Some(member) = self.by_key.get_mut(&key)
-            && member.instance.address == instance.address
-        {
-            let returns = !std::mem::replace(&mut member.listed, true);
-            if returns || is_anew(&member.instance, &instance) {
+        let is_same = |known: &Member| known.instance.address == instance.address;
+        if let Some(member) = self.listed.get_mut(&key).filter(|known| is_same(known)) {
+            if is_anew(&member.instance, &instance) {
                 member.handle.renew();
             }
-            if returns {
-                self.hold.insert(member.number, now);
-                book.set_standing(member.number, Standing::Listed);
-            }
             member.instance = instance;
+            return;
+        }
+        if self.removed.get(&key).is_some_and(is_same)
+            && let Some(member) = self.removed.remove(&key)
+        {
+            member.handle.renew();
+            self.hold.insert(member.number, now);
+            book.set_standing(member.number, Standing::Listed);
+            self.listed.insert(key, Member { instance, ..member });
             return;
         }
         // Another address under the same key is another endpoint. The old one goes also when the new one cannot be used:
@@ -82,7 +92,7 @@ impl<K: Hash + Eq> Members<K> {
         book.entries.insert(number, Entry::new(Arc::clone(&endpoint)));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
-        self.by_key.insert(key, Member { number, instance, handle, listed: true });
+        self.listed.insert(key, Member { number, instance, handle });
     }
 
     /// The `:authority` of calls to `address`, if there can be any
@@ -104,43 +114,43 @@ impl<K: Hash + Eq> Members<K> {
 
     /// Discovery has removed `key`: no new calls, unless it turns out to be one of many
     pub(super) fn remove(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let Some(member) = self.by_key.get_mut(key).filter(|member| member.listed) else { return };
-        if !self.hold.is_on() || !book.answers(member.number) {
-            return self.let_go(key, book, now);
+        let Some((key, member)) = self.listed.remove_entry(key) else { return };
+        let kept = self.hold.is_on() && book.answers(member.number);
+        self.hold.remove(member.number, kept, now);
+        if kept {
+            member.handle.keep_only();
+            self.removed.insert(key, member);
+        } else {
+            book.set_standing(member.number, Standing::Leaving);
         }
-        member.listed = false;
-        member.handle.keep_only();
-        self.hold.remove(member.number, true, now);
     }
 
     /// Drains an endpoint, whatever else is removed
     fn let_go(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let Some(member) = self.by_key.remove(key) else { return };
-        if member.listed {
-            self.hold.remove(member.number, false, now);
-        }
-        self.hold.lost(member.number);
+        let member = if let Some(listed) = self.listed.remove(key) {
+            self.hold.remove(listed.number, false, now);
+            listed
+        } else if let Some(removed) = self.removed.remove(key) {
+            self.hold.lost(removed.number);
+            removed
+        } else {
+            return;
+        };
         book.set_standing(member.number, Standing::Leaving);
     }
 
     /// Judges the changes since the last time together: removed endpoints are held, or drain
     pub(super) fn settle(&mut self, service: &str, book: &mut Book, now: Instant) {
-        // As long as nobody was removed there is no need to look at each.
-        let calm = self.hold.is_calm();
-        let removed = self.by_key.values().filter(|member| !(calm || member.listed));
-        let removed: Vec<_> = removed.map(|member| member.number).collect();
-        for &number in removed.iter().filter(|number| !book.answers(**number)) {
-            self.hold.lost(number);
+        for member in self.removed.values().filter(|member| !book.answers(member.number)) {
+            self.hold.lost(member.number);
         }
         let decision = self.hold.decide(now);
-        for &number in &removed {
-            let held = self.hold.stands(number) == Stands::Held;
-            book.set_standing(number, if held { Standing::Held } else { Standing::Leaving });
-        }
-        if !removed.is_empty() {
-            let stays = |member: &Member| member.listed || self.hold.stands(member.number) != Stands::Gone;
-            self.by_key.retain(|_, member| stays(member));
-        }
+        self.removed.retain(|_, member| {
+            let stands = self.hold.stands(member.number);
+            let held = stands == Stands::Held;
+            book.set_standing(member.number, if held { Standing::Held } else { Standing::Leaving });
+            stands != Stands::Gone
+        });
         tell(service, decision);
     }
 
