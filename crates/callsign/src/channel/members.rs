@@ -1,7 +1,7 @@
 //! The endpoints of a channel by discovery's keys: made, renewed, held and let go
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
@@ -31,6 +31,8 @@ pub(super) struct Members<K> {
     listed: HashMap<K, Member>,
     /// They are looked at whenever anything happens, the others are not.
     removed: HashMap<K, Member>,
+    /// Listed ones that cannot be used, which was said.
+    skipped: HashSet<K>,
     hold: Hold,
     config: EndpointConfig,
     next_number: u64,
@@ -49,6 +51,7 @@ impl<K: Hash + Eq> Members<K> {
         Self {
             listed: HashMap::new(),
             removed: HashMap::new(),
+            skipped: HashSet::new(),
             hold: Hold::new(hold_window),
             config,
             next_number: 0,
@@ -84,7 +87,17 @@ impl<K: Hash + Eq> Members<K> {
         // Another address under the same key is another endpoint. The old one goes also when the new one cannot be used:
         // discovery does not list it any more.
         self.let_go(&key, book, now);
-        let Some(authority) = self.authority(&instance.address) else { return };
+        let authority = match self.authority(&instance.address) {
+            Ok(authority) => authority,
+            Err(reason) => {
+                // Not with each registration anew.
+                if self.skipped.insert(key) {
+                    tracing::warn!(address = %instance.address, reason, "instance skipped");
+                }
+                return;
+            }
+        };
+        self.skipped.remove(&key);
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::default());
@@ -95,26 +108,25 @@ impl<K: Hash + Eq> Members<K> {
         self.listed.insert(key, Member { number, instance, handle });
     }
 
-    /// The `:authority` of calls to `address`, if there can be any
-    fn authority(&self, address: &Address) -> Option<Authority> {
+    /// The `:authority` of calls to `address`, or why there can be none
+    fn authority(&self, address: &Address) -> Result<Authority, String> {
         if address.is_https() {
             // Going on in plaintext would be a silent downgrade.
-            tracing::warn!(%address, "TLS is not supported yet: instance skipped");
-            return None;
+            return Err("TLS is not supported yet".into());
         }
         match &self.config.authority {
-            Some(authority) => Some(authority.clone()),
+            Some(authority) => Ok(authority.clone()),
             None => Authority::try_from(address.authority())
-                .inspect_err(|error| {
-                    tracing::warn!(%address, %error, "not a valid authority: instance skipped");
-                })
-                .ok(),
+                .map_err(|error| format!("not a valid authority: {error}")),
         }
     }
 
     /// Discovery has removed `key`: no new calls, unless it turns out to be one of many
     pub(super) fn remove(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let Some((key, member)) = self.listed.remove_entry(key) else { return };
+        let Some((key, member)) = self.listed.remove_entry(key) else {
+            self.skipped.remove(key);
+            return;
+        };
         let kept = self.hold.is_on() && book.answers(member.number);
         self.hold.remove(member.number, kept, now);
         if kept {
