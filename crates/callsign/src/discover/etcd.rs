@@ -17,7 +17,7 @@ use super::{
     tonic_channel,
 };
 use crate::{
-    etcd::{Etcd, InstanceSet, ServiceName, Subscription},
+    etcd::{Etcd, InstanceSet, ServiceName, Subscription, Update},
     instance::{Address, Instance},
 };
 
@@ -95,9 +95,19 @@ impl Stream for EtcdDiscover {
                 Poll::Pending => None,
             });
             let updates = iter::once(first).chain(rest);
-            let traced =
-                updates.inspect(|update| tracing::trace!(service = %this.service, ?update, "update"));
+            let traced = updates.inspect(|update| trace(&this.service, update));
             this.endpoints.apply(traced, &mut this.changes);
         }
+    }
+}
+
+/// An update, but for what it tells of each of ten thousand instances
+fn trace(service: &ServiceName, update: &Update) {
+    match update {
+        Update::Reset(set) => tracing::trace!(%service, instances = set.len(), "reset"),
+        Update::Put(instance) => {
+            tracing::trace!(%service, id = %instance.id, address = %instance.address, "put");
+        }
+        Update::Remove(id) => tracing::trace!(%service, %id, "remove"),
     }
 }
