@@ -8,6 +8,7 @@ use callsign_tests::{
     bare::Bare,
     channel::{UpdateLog, over},
     echo::{Chunk, Wanted, echo_client::EchoClient},
+    lines::Lines,
     load::greet,
     pb::{HelloRequest, greeter_client::GreeterClient},
     peers::Peer,
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request};
 use tower::discover::Change;
+use tracing::Level;
 
 /// For what should take no time
 const BOUND: Duration = Duration::from_secs(10);
@@ -203,6 +205,26 @@ async fn an_instance_that_cannot_be_used_any_more_takes_its_endpoint_with_it() {
     changes.send(Ok(Change::Insert(server.address(), encrypted.into()))).unwrap();
     log.until(&server.address(), EndpointState::Gone, began, BOUND).await;
     assert_eq!(channel.endpoints(), []);
+}
+
+#[tokio::test]
+async fn an_instance_that_cannot_be_used_is_said_once_until_it_is_gone() {
+    let lines = Lines::record();
+    let (_channel, log, changes) = changing();
+    let key: Address = "127.0.0.1:1".parse().unwrap();
+    let encrypted: Address = "https://127.0.0.1:1".parse().unwrap();
+    for (round, times) in [(1, 3), (2, 1)] {
+        for _ in 0..times {
+            changes.send(Ok(Change::Insert(key.clone(), encrypted.clone().into()))).unwrap();
+        }
+        // What comes later is seen later.
+        let began = std::time::Instant::now();
+        let server = Local::start().await;
+        changes.send(insert(server.address())).unwrap();
+        log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
+        assert_eq!(lines.beginning("instance skipped"), round, "{:?}", lines.at(Level::WARN));
+        changes.send(Ok(Change::Remove(key.clone()))).unwrap();
+    }
 }
 
 #[tokio::test]

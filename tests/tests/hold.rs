@@ -9,7 +9,7 @@ use std::{
 };
 
 use callsign::{
-    Address, Channel, EndpointInfo, EndpointState, Etcd, EtcdChannel, EtcdOptions, Instance,
+    Address, Channel, EndpointInfo, EndpointState, Etcd, EtcdChannel, EtcdOptions, Instance, Registration,
     channel::ChannelBuilder,
 };
 use callsign_tests::{
@@ -256,6 +256,32 @@ async fn the_last_server_is_held_until_it_says_goaway() {
     greet(GreeterClient::new(client.channel.clone()), DEADLINE).await.expect("it still answers");
     assert!(last.exited(BOUND).await.success());
     client.until_nobody_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_server_is_called_for_three_windows_after_its_registration_is_paused() {
+    let etcd = registry::etcd().await;
+    let server = Local::start().await;
+    let address = server.address();
+    let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).expect("a valid host");
+    let registration = Registration::builder(&session, SERVICE, address.clone()).register().await.unwrap();
+    let client = Client::of(&etcd, &[address.clone()], SECOND).await;
+    let (pace, load) = client.load(2 * SECOND);
+    let paused = Instant::now();
+    registration.pause().await.unwrap();
+    client.until_held(&[address.clone()]).await;
+    let seen = Instant::now();
+    assert_eq!(etcd.pairs("hello.rpc/").await, []);
+    load.await.unwrap().assert_none_failed(pace);
+
+    let drained = client.log.until(&address, EndpointState::Draining, paused, BOUND).await;
+    assert!(drained - paused >= 3 * SECOND, "{:?}", drained - paused);
+    assert!(drained - seen < 4 * SECOND, "{:?}", drained - seen);
+    client.until_nobody_is_left().await;
+    // The connection has ended, the server has not.
+    registration.resume().await.unwrap();
+    client.log.until(&address, EndpointState::Ready, drained, BOUND).await;
+    greet(GreeterClient::new(client.channel.clone()), DEADLINE).await.expect("it is back");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

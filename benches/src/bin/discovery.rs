@@ -2,33 +2,39 @@
 //!
 //! | figure | what |
 //! | --- | --- |
-//! | `put_to_update_p50_extra_ms`, `_p99_` | from the put of an instance to the change at the consumer of `EtcdDiscover`, beyond what a bare watch of the same prefix needs |
+//! | `put_to_update_p50_extra_ms`, `_p99_` | from the put of an instance to the first of `EtcdChannel::updates` that names its endpoint, beyond what a bare watch of the same prefix needs |
+//! | `change_10000_us` | as the first figure, p50, in a channel of 10 000 endpoints, in microseconds |
+//! | `discover_p50_extra_ms`, `_p99_`, `discover_change_10000_us` | the same up to the change at a consumer of `EtcdDiscover`, which is part of that way |
 //! | `list_10000_extra_ms` | from `EtcdDiscover::new` to the last of 10 000 changes at its consumer, beyond one bare range read of all keys |
-//! | `change_10000_us` | as the first figure, among 10 000 instances, in microseconds |
 //! | `bytes_per_instance` | what is allocated more once 10 000 instances were told: the discovery and one consumer |
+//!
+//! A channel's first update of an endpoint says that it connects. Nobody listens at any address: the channel is refused at
+//! once, and tries again after ever longer waits. A channel of 10 000 has half a minute before it is measured; the attempts
+//! that go on are part of the measurement.
 //!
 //! Puts are paired: both sides watch the same prefix, each over a connection of its own, in one runtime, and every put
 //! is seen by both. Which of the two etcd tells first is its own choice, put by put. Percentiles are of each side's own
 //! times over one round, the extra is their difference, the figure the median over the rounds; nothing is excluded. Lists
-//! take turns. All connections are open before anything is timed.
+//! take turns. All connections to etcd are open before anything is timed.
 
 use std::{
     alloc::System,
     future::poll_fn,
+    ops::Range,
     pin::Pin,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use callsign::{
-    Etcd, EtcdOptions,
+    Etcd, EtcdChannel, EtcdOptions,
     discover::{DiscoveryState, EtcdDiscover},
 };
 use callsign_benches::{Real, Result, median, millis};
 use etcd_client::{Client, GetOptions, Txn, TxnOp, WatchOptions};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::task::JoinHandle;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tower::discover::Change;
 
 #[global_allocator]
@@ -58,6 +64,9 @@ const BATCH: usize = 100;
 /// What discovery reads at a time
 const PAGE: i64 = 500;
 
+/// After this long attempts to connect to a dead endpoint are some 17 s apart, then more: 1 s, times 1.6 each.
+const REST: Duration = Duration::from_secs(30);
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -68,20 +77,33 @@ async fn main() -> Result<()> {
     };
     let Some(etcd) = Real::start().await? else { return Err("no etcd on PATH".into()) };
     let hosts = etcd.endpoint();
-    println!("{:<34}{:>12}{:>12}{:>12}", "", "callsign ms", "bare ms", "extra ms");
+    println!("{:<42}{:>12}{:>12}{:>12}", "", "callsign ms", "bare ms", "extra ms");
 
-    let few = latencies(hosts, "few.rpc", size).await?;
+    let mut numbers = Numbers(0);
+    let channel = Ours::Channel(channel_of(hosts, "few.rpc").await?);
+    let few = latencies(hosts, "few.rpc", &channel, size, &mut numbers).await?;
+    drop(channel);
+    let [p50, p99] = few.shown("put to channel's update");
+    let few = latencies(hosts, "few.rpc", &Ours::Discover, size, &mut numbers).await?;
+    let [discover_p50, discover_p99] = few.shown("put to EtcdDiscover's");
+
     fill(hosts, "many.rpc").await?;
     let list = lists(hosts, "many.rpc", size).await?;
     let bytes = bytes_per_instance(hosts, "many.rpc").await?;
-    let many = latencies(hosts, "many.rpc", size).await?;
+    let many = latencies(hosts, "many.rpc", &Ours::Discover, size, &mut numbers).await?;
+    let [discover_change, _] = many.shown("put to EtcdDiscover's among 10 000");
+    let channel = channel_of(hosts, "many.rpc").await?;
+    tokio::time::sleep(REST).await;
+    let many = latencies(hosts, "many.rpc", &Ours::Channel(channel), size, &mut numbers).await?;
+    let [change, _] = many.shown("put to channel's update among 10 000");
 
-    let [p50, p99] = few.shown("put to update");
-    let [change, _] = many.shown("put to update among 10 000");
     println!("figure put_to_update_p50_extra_ms {p50:.3}");
     println!("figure put_to_update_p99_extra_ms {p99:.3}");
+    println!("figure discover_p50_extra_ms {discover_p50:.3}");
+    println!("figure discover_p99_extra_ms {discover_p99:.3}");
     println!("figure list_10000_extra_ms {list:.2}");
     println!("figure change_10000_us {:.0}", change * 1e3);
+    println!("figure discover_change_10000_us {:.0}", discover_change * 1e3);
     println!("figure bytes_per_instance {bytes}");
     Ok(())
 }
@@ -107,16 +129,59 @@ impl Latencies {
 }
 
 fn line(what: &str, ours: f64, theirs: f64, extra: f64) {
-    println!("{what:<34}{ours:>12.3}{theirs:>12.3}{extra:>12.3}");
+    println!("{what:<42}{ours:>12.3}{theirs:>12.3}{extra:>12.3}");
 }
 
-/// When each put was seen
-type Seen = Arc<Mutex<Vec<Option<Instant>>>>;
+/// Who is told, on our side
+enum Ours {
+    Channel(EtcdChannel),
+    Discover,
+}
 
-async fn latencies(hosts: &str, service: &str, size: Size) -> Result<Latencies> {
+/// Numbers puts, so that no address comes twice
+struct Numbers(usize);
+
+impl Numbers {
+    fn next(&mut self, count: usize) -> Range<usize> {
+        let first = self.0;
+        self.0 += count;
+        first..self.0
+    }
+}
+
+/// When each of the puts with these numbers was seen
+#[derive(Clone)]
+struct Seen {
+    numbers: Range<usize>,
+    times: Arc<Mutex<Vec<Option<Instant>>>>,
+}
+
+impl Seen {
+    fn new(numbers: Range<usize>) -> Self {
+        Self { times: Arc::new(Mutex::new(vec![None; numbers.len()])), numbers }
+    }
+
+    /// Notes when an address is first seen, if it is one of these puts'; whether all were
+    fn note(&self, now: Instant, address: &str) -> bool {
+        let Some(number) = number_of(address).filter(|number| self.numbers.contains(number)) else {
+            return false;
+        };
+        let mut times = self.times.lock().expect("nobody panics");
+        times[number - self.numbers.start].get_or_insert(now);
+        times.iter().all(Option::is_some)
+    }
+}
+
+async fn latencies(
+    hosts: &str,
+    service: &str,
+    ours: &Ours,
+    size: Size,
+    numbers: &mut Numbers,
+) -> Result<Latencies> {
     let mut latencies = Latencies::default();
     for _ in 0..size.rounds {
-        let times = round(hosts, service, size.puts).await?;
+        let times = round(hosts, service, ours, numbers.next(size.puts)).await?;
         for (side, mut times) in [&mut latencies.ours, &mut latencies.theirs].into_iter().zip(times) {
             times.sort();
             side[0].push(millis(times[times.len() / 2]));
@@ -126,17 +191,18 @@ async fn latencies(hosts: &str, service: &str, size: Size) -> Result<Latencies> 
     Ok(latencies)
 }
 
-/// How long each put took to be seen, by discovery and by the bare watch
-async fn round(hosts: &str, service: &str, puts: usize) -> Result<[Vec<Duration>; 2]> {
-    let seen = [(); 2].map(|()| Seen::new(Mutex::new(vec![None; puts])));
-    let watchers = [
-        watch_ours(hosts, service, Arc::clone(&seen[0])).await?,
-        watch_bare(hosts, service, Arc::clone(&seen[1])).await?,
-    ];
+/// How long each put took to be seen, by us and by the bare watch
+async fn round(hosts: &str, service: &str, ours: &Ours, numbers: Range<usize>) -> Result<[Vec<Duration>; 2]> {
+    let seen = [(); 2].map(|()| Seen::new(numbers.clone()));
+    let our_watcher = match ours {
+        Ours::Channel(channel) => watch_channel(channel, seen[0].clone()),
+        Ours::Discover => watch_discover(hosts, service, seen[0].clone()).await?,
+    };
+    let watchers = [our_watcher, watch_bare(hosts, service, seen[1].clone()).await?];
     let mut client = Client::connect([hosts], None).await?;
     let mut put = Vec::new();
     let mut ticks = tokio::time::interval(APART);
-    for number in 0..puts {
+    for number in numbers {
         ticks.tick().await;
         let (key, value) = (format!("{service}/{}", number % CHANGING), address_of(number));
         put.push(Instant::now());
@@ -146,31 +212,48 @@ async fn round(hosts: &str, service: &str, puts: usize) -> Result<[Vec<Duration>
         tokio::time::timeout(Duration::from_secs(10), watcher).await???;
     }
     Ok(seen.map(|seen| {
-        let seen = seen.lock().expect("nobody panics");
-        let took = seen.iter().zip(&put).map(|(seen, put)| seen.expect("it was seen") - *put);
-        took.collect()
+        let times = seen.times.lock().expect("nobody panics");
+        times.iter().zip(&put).map(|(seen, put)| seen.expect("it was seen") - *put).collect()
     }))
 }
 
 /// An address that numbers a put
 fn address_of(number: usize) -> String {
-    format!("10.9.{}.{}:80", number / 256, number % 256)
+    format!("127.9.{}.{}:1", number / 256, number % 256)
 }
 
 fn number_of(address: &str) -> Option<usize> {
-    let (high, low) = address.strip_prefix("10.9.")?.strip_suffix(":80")?.split_once('.')?;
+    let (high, low) = address.strip_prefix("127.9.")?.strip_suffix(":1")?.split_once('.')?;
     Some(high.parse::<usize>().ok()? * 256 + low.parse::<usize>().ok()?)
 }
 
-/// Notes when `number` is seen; whether all were
-fn note(seen: &Seen, now: Instant, number: usize) -> bool {
-    let mut seen = seen.lock().expect("nobody panics");
-    seen[number].get_or_insert(now);
-    seen.iter().all(Option::is_some)
+/// A channel that watches and has all endpoints that were there before
+async fn channel_of(hosts: &str, service: &str) -> Result<EtcdChannel> {
+    let etcd = Etcd::connect(EtcdOptions::new([hosts])).await?;
+    let channel = EtcdChannel::builder(service).etcd(&etcd).connect_lazy()?;
+    // It shares the channel's watch.
+    until_watching(&EtcdDiscover::new(&etcd, service)?).await?;
+    let before = addresses(hosts, service).await?;
+    while channel.endpoints().len() < before {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(channel)
+}
+
+fn watch_channel(channel: &EtcdChannel, seen: Seen) -> JoinHandle<Result<()>> {
+    let mut updates = channel.updates();
+    tokio::spawn(async move {
+        while let Some(update) = updates.next().await {
+            if seen.note(Instant::now(), update.address.authority()) {
+                return Ok(());
+            }
+        }
+        Err("the channel has ended".into())
+    })
 }
 
 /// Returns once discovery watches and all that was there before was told
-async fn watch_ours(hosts: &str, service: &str, seen: Seen) -> Result<JoinHandle<Result<()>>> {
+async fn watch_discover(hosts: &str, service: &str, seen: Seen) -> Result<JoinHandle<Result<()>>> {
     let etcd = Etcd::connect(EtcdOptions::new([hosts])).await?;
     let mut discover = EtcdDiscover::new(&etcd, service)?;
     let before = addresses(hosts, service).await?;
@@ -179,9 +262,7 @@ async fn watch_ours(hosts: &str, service: &str, seen: Seen) -> Result<JoinHandle
     Ok(tokio::spawn(async move {
         loop {
             let Change::Insert(address, _) = next(&mut discover).await else { continue };
-            let now = Instant::now();
-            let number = number_of(address.authority()).ok_or("an address that nobody put")?;
-            if note(&seen, now, number) {
+            if seen.note(Instant::now(), address.authority()) {
                 return Ok(());
             }
         }
@@ -199,8 +280,7 @@ async fn watch_bare(hosts: &str, service: &str, seen: Seen) -> Result<JoinHandle
             let message = stream.message().await?.ok_or("the watch has ended")?;
             let now = Instant::now();
             for pair in message.events().iter().filter_map(|event| event.kv()) {
-                let number = number_of(pair.value_str()?).ok_or("an address that nobody put")?;
-                if note(&seen, now, number) {
+                if seen.note(now, pair.value_str()?) {
                     return Ok(());
                 }
             }
@@ -244,7 +324,7 @@ async fn fill(hosts: &str, service: &str) -> Result<()> {
     for batch in 0..MANY / BATCH {
         let numbers = batch * BATCH..(batch + 1) * BATCH;
         let puts = numbers.map(|number| {
-            let address = format!("10.{}.{}.{}:8080", number / 65_536, number / 256 % 256, number % 256);
+            let address = format!("127.10.{}.{}:1", number / 256, number % 256);
             TxnOp::put(format!("{service}/{}", 7_000_000_000_000_000_000 + number), address, None)
         });
         client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await?;

@@ -73,16 +73,18 @@ pub struct Vanished {
 
 /// An endpoint is held for at most this many windows, counted from its removal.
 const WINDOWS: u32 = 3;
+/// A hold is to end: nobody wants servers called for ever that the registry has long forgotten.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Fewer are never many, unless they were all.
 const FEW: usize = 3;
 /// What comes this soon after the first one belongs to the first list: a long one comes in parts, each decided on.
 const FIRST_LIST: Duration = Duration::from_secs(1);
 
 impl Hold {
-    /// Removals within `window` of each other are judged together; zero holds nobody
+    /// Removals within `window` of each other are judged together; zero holds nobody, and an hour is the longest
     pub fn new(window: Duration) -> Self {
         Self {
-            window,
+            window: window.min(LONGEST),
             listed: 0,
             removed: HashMap::new(),
             added: HashMap::new(),
@@ -121,11 +123,6 @@ impl Hold {
         if let Some(removed) = self.removed.get_mut(&endpoint) {
             removed.stands = Stands::Gone;
         }
-    }
-
-    /// Whether nobody was removed within the window, nor is kept: there is nothing to decide
-    pub fn is_calm(&self) -> bool {
-        self.removed.is_empty()
     }
 
     /// What becomes of a removed endpoint, as last decided
@@ -402,7 +399,7 @@ mod tests {
             assert!(!test.keeps(endpoint));
         }
         // Nothing is left of the event: neither a count nor a time.
-        assert!(test.hold.is_calm() && test.hold.due().is_none());
+        assert!(test.hold.removed.is_empty() && test.hold.due().is_none());
         assert_eq!(test.remove(0).held, NOBODY);
         assert_eq!(test.remove(1).held, NOBODY);
         test.insert(0);
@@ -529,15 +526,16 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_window_never_ends() {
+    fn the_longest_window_is_an_hour() {
         let mut hold = Hold::new(Duration::MAX);
         let now = zero();
         hold.insert(0, now);
         hold.decide(now);
         hold.remove(0, true, now);
         assert_eq!(hold.decide(now).held, 1);
-        assert_eq!(hold.due(), None);
-        hold.decide(now + 1000 * WINDOW);
-        assert_eq!(hold.stands(0), Stands::Held);
+        let end = now + 3 * Duration::from_secs(3600);
+        assert_eq!(hold.due(), Some(end));
+        assert!(hold.decide(end).ended);
+        assert_eq!(hold.stands(0), Stands::Gone);
     }
 }

@@ -299,7 +299,8 @@ macro_rules! call_settings {
         ///
         /// Default: 15 s for an [`EtcdChannel`](crate::EtcdChannel), zero for a [`Channel`](crate::Channel). Zero is off:
         /// what is removed is gone. Longer protects against a registry that forgets more slowly; but a server that was
-        /// taken out of the registry with all the others, and neither stops nor says GOAWAY, is called for longer.
+        /// taken out of the registry with all the others, and neither stops nor says GOAWAY, is called for longer. An
+        /// hour at most: what is longer counts as an hour.
         pub fn hold_window(mut self, window: std::time::Duration) -> Self {
             self.settings.hold_window = window;
             self

@@ -1,7 +1,7 @@
 //! The endpoints of a channel by discovery's keys: made, renewed, held and let go
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,7 +28,11 @@ pub(super) struct EndpointConfig {
 
 /// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
 pub(super) struct Members<K> {
-    by_key: HashMap<K, Member>,
+    listed: HashMap<K, Member>,
+    /// They are looked at whenever anything happens, the others are not.
+    removed: HashMap<K, Member>,
+    /// Listed ones that cannot be used, which was said.
+    skipped: HashSet<K>,
     hold: Hold,
     config: EndpointConfig,
     next_number: u64,
@@ -40,12 +44,18 @@ struct Member {
     instance: Instance,
     /// Its drop drains the endpoint.
     handle: Handle,
-    listed: bool,
 }
 
 impl<K: Hash + Eq> Members<K> {
     pub(super) fn new(config: EndpointConfig, hold_window: Duration) -> Self {
-        Self { by_key: HashMap::new(), hold: Hold::new(hold_window), config, next_number: 0 }
+        Self {
+            listed: HashMap::new(),
+            removed: HashMap::new(),
+            skipped: HashSet::new(),
+            hold: Hold::new(hold_window),
+            config,
+            next_number: 0,
+        }
     }
 
     /// Discovery lists `instance`, which may be known; a new endpoint tells `reporter` what becomes of it
@@ -57,24 +67,37 @@ impl<K: Hash + Eq> Members<K> {
         reporter: &mpsc::UnboundedSender<Event>,
         now: Instant,
     ) {
-        if let Some(member) = self.by_key.get_mut(&key)
-            && member.instance.address == instance.address
-        {
-            let returns = !std::mem::replace(&mut member.listed, true);
-            if returns || is_anew(&member.instance, &instance) {
+        let is_same = |known: &Member| known.instance.address == instance.address;
+        if let Some(member) = self.listed.get_mut(&key).filter(|known| is_same(known)) {
+            if is_anew(&member.instance, &instance) {
                 member.handle.renew();
             }
-            if returns {
-                self.hold.insert(member.number, now);
-                book.set_standing(member.number, Standing::Listed);
-            }
             member.instance = instance;
+            return;
+        }
+        if self.removed.get(&key).is_some_and(is_same)
+            && let Some(member) = self.removed.remove(&key)
+        {
+            member.handle.renew();
+            self.hold.insert(member.number, now);
+            book.set_standing(member.number, Standing::Listed);
+            self.listed.insert(key, Member { instance, ..member });
             return;
         }
         // Another address under the same key is another endpoint. The old one goes also when the new one cannot be used:
         // discovery does not list it any more.
         self.let_go(&key, book, now);
-        let Some(authority) = self.authority(&instance.address) else { return };
+        let authority = match self.authority(&instance.address) {
+            Ok(authority) => authority,
+            Err(reason) => {
+                // Not with each registration anew.
+                if self.skipped.insert(key) {
+                    tracing::warn!(address = %instance.address, reason, "instance skipped");
+                }
+                return;
+            }
+        };
+        self.skipped.remove(&key);
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::default());
@@ -82,65 +105,64 @@ impl<K: Hash + Eq> Members<K> {
         book.entries.insert(number, Entry::new(Arc::clone(&endpoint)));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
-        self.by_key.insert(key, Member { number, instance, handle, listed: true });
+        self.listed.insert(key, Member { number, instance, handle });
     }
 
-    /// The `:authority` of calls to `address`, if there can be any
-    fn authority(&self, address: &Address) -> Option<Authority> {
+    /// The `:authority` of calls to `address`, or why there can be none
+    fn authority(&self, address: &Address) -> Result<Authority, String> {
         if address.is_https() {
             // Going on in plaintext would be a silent downgrade.
-            tracing::warn!(%address, "TLS is not supported yet: instance skipped");
-            return None;
+            return Err("TLS is not supported yet".into());
         }
         match &self.config.authority {
-            Some(authority) => Some(authority.clone()),
+            Some(authority) => Ok(authority.clone()),
             None => Authority::try_from(address.authority())
-                .inspect_err(|error| {
-                    tracing::warn!(%address, %error, "not a valid authority: instance skipped");
-                })
-                .ok(),
+                .map_err(|error| format!("not a valid authority: {error}")),
         }
     }
 
     /// Discovery has removed `key`: no new calls, unless it turns out to be one of many
     pub(super) fn remove(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let Some(member) = self.by_key.get_mut(key).filter(|member| member.listed) else { return };
-        if !self.hold.is_on() || !book.answers(member.number) {
-            return self.let_go(key, book, now);
+        let Some((key, member)) = self.listed.remove_entry(key) else {
+            self.skipped.remove(key);
+            return;
+        };
+        let kept = self.hold.is_on() && book.answers(member.number);
+        self.hold.remove(member.number, kept, now);
+        if kept {
+            member.handle.keep_only();
+            self.removed.insert(key, member);
+        } else {
+            book.set_standing(member.number, Standing::Leaving);
         }
-        member.listed = false;
-        member.handle.keep_only();
-        self.hold.remove(member.number, true, now);
     }
 
     /// Drains an endpoint, whatever else is removed
     fn let_go(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let Some(member) = self.by_key.remove(key) else { return };
-        if member.listed {
-            self.hold.remove(member.number, false, now);
-        }
-        self.hold.lost(member.number);
+        let member = if let Some(listed) = self.listed.remove(key) {
+            self.hold.remove(listed.number, false, now);
+            listed
+        } else if let Some(removed) = self.removed.remove(key) {
+            self.hold.lost(removed.number);
+            removed
+        } else {
+            return;
+        };
         book.set_standing(member.number, Standing::Leaving);
     }
 
     /// Judges the changes since the last time together: removed endpoints are held, or drain
     pub(super) fn settle(&mut self, service: &str, book: &mut Book, now: Instant) {
-        // As long as nobody was removed there is no need to look at each.
-        let calm = self.hold.is_calm();
-        let removed = self.by_key.values().filter(|member| !(calm || member.listed));
-        let removed: Vec<_> = removed.map(|member| member.number).collect();
-        for &number in removed.iter().filter(|number| !book.answers(**number)) {
-            self.hold.lost(number);
+        for member in self.removed.values().filter(|member| !book.answers(member.number)) {
+            self.hold.lost(member.number);
         }
         let decision = self.hold.decide(now);
-        for &number in &removed {
-            let held = self.hold.stands(number) == Stands::Held;
-            book.set_standing(number, if held { Standing::Held } else { Standing::Leaving });
-        }
-        if !removed.is_empty() {
-            let stays = |member: &Member| member.listed || self.hold.stands(member.number) != Stands::Gone;
-            self.by_key.retain(|_, member| stays(member));
-        }
+        self.removed.retain(|_, member| {
+            let stands = self.hold.stands(member.number);
+            let held = stands == Stands::Held;
+            book.set_standing(member.number, if held { Standing::Held } else { Standing::Leaving });
+            stands != Stands::Gone
+        });
         tell(service, decision);
     }
 
@@ -169,11 +191,12 @@ fn tell(service: &str, decision: Decision) {
 
 /// Whether the server behind a known key has registered anew
 ///
-/// An older instance that is shown since a newer one has left is no news of the server. The same id at a lower revision is:
-/// etcd was wiped. Where there are no revisions every insert is news.
+/// A lower revision is news, too: in an etcd that was wiped a restarted server has one, under whatever id. That an older
+/// instance is shown since a newer one has left looks the same, and costs an attempt to connect at most. Where there are
+/// no revisions every insert is news.
 fn is_anew(known: &Instance, instance: &Instance) -> bool {
     let (before, now) = (known.mod_revision, instance.mod_revision);
-    now == 0 || now > before || (known.id == instance.id && now != before)
+    now == 0 || now != before
 }
 
 #[cfg(test)]
@@ -181,16 +204,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_older_instance_that_is_left_is_no_news_of_the_server() {
+    fn another_revision_is_news_of_the_server_whatever_its_id() {
         let instance = |id: &str, mod_revision| {
             let address = Address::new("h", 1).unwrap();
             Instance { id: id.into(), mod_revision, ..Instance::new(address) }
         };
         let is_anew = |before, now| super::is_anew(&before, &now);
         assert!(is_anew(instance("a", 5), instance("a", 6)) && is_anew(instance("a", 5), instance("b", 6)));
-        assert!(!is_anew(instance("b", 6), instance("a", 5)), "b has left");
         assert!(!is_anew(instance("a", 5), instance("a", 5)), "only the metadata is another");
         assert!(is_anew(instance("a", 5000), instance("a", 3)), "etcd was wiped");
+        assert!(is_anew(instance("a", 5000), instance("b", 3)), "etcd was wiped and the server restarted");
         assert!(is_anew(instance("a", 0), instance("a", 0)), "a list of one's own has no revisions");
     }
 }

@@ -40,24 +40,28 @@ struct Endpoint {
 type Before = BTreeMap<Address, Option<Instance>>;
 
 impl ByAddress {
-    /// Applies `update` and adds what it changes to `changes`
+    /// Applies `updates` together and adds what they change to `changes`
     ///
-    /// What comes is told before what leaves, so that a moved instance never leaves a gap.
-    pub(super) fn apply(&mut self, update: Update, changes: &mut Changes) {
+    /// What comes is told before what leaves, so that instances that move, or change places, never leave a gap.
+    pub(super) fn apply(&mut self, updates: impl IntoIterator<Item = Update>, changes: &mut Changes) {
         let mut before = Before::new();
-        match update {
-            Update::Put(instance) => self.put(instance, &mut before),
-            Update::Remove(id) => self.remove(&id, &mut before),
-            Update::Reset(set) => {
-                let mut gone: HashSet<_> = self.instances.keys().cloned().collect();
-                for instance in set {
-                    gone.remove(&instance.id);
-                    self.put(instance, &mut before);
-                }
-                gone.iter().for_each(|id| self.remove(id, &mut before));
+        for update in updates {
+            match update {
+                Update::Put(instance) => self.put(instance, &mut before),
+                Update::Remove(id) => self.remove(&id, &mut before),
+                Update::Reset(set) => self.reset(set, &mut before),
             }
         }
         self.tell(before, changes);
+    }
+
+    fn reset(&mut self, set: Vec<Instance>, before: &mut Before) {
+        let mut gone: HashSet<_> = self.instances.keys().cloned().collect();
+        for instance in set {
+            gone.remove(&instance.id);
+            self.put(instance, before);
+        }
+        gone.iter().for_each(|id| self.remove(id, before));
     }
 
     /// Each address once, however much happened there
@@ -145,12 +149,23 @@ mod tests {
         Instance { id: id.into(), mod_revision, ..Instance::new(Address::new("h", port).unwrap()) }
     }
 
-    /// Applies the updates and writes down the changes: `+port@revision`, `-port`
+    /// Applies the updates one by one and writes down the changes: `+port@revision`, `-port`
     fn changes(state: &mut ByAddress, updates: impl IntoIterator<Item = Update>) -> Vec<String> {
         let mut changes = Changes::new();
         for update in updates {
-            state.apply(update, &mut changes);
+            state.apply([update], &mut changes);
         }
+        written(changes)
+    }
+
+    /// The same with updates that come together
+    fn together(state: &mut ByAddress, updates: impl IntoIterator<Item = Update>) -> Vec<String> {
+        let mut changes = Changes::new();
+        state.apply(updates, &mut changes);
+        written(changes)
+    }
+
+    fn written(changes: Changes) -> Vec<String> {
         let shown = changes.into_iter().map(|change| match change {
             Change::Insert(key, instance) => {
                 assert_eq!(key, instance.address);
@@ -211,7 +226,7 @@ mod tests {
         };
         let mut changes = Changes::new();
         for update in [heavy("a", 5, 2), heavy("b", 6, 3), heavy("a", 5, 9), remove("b"), heavy("a", 5, 4)] {
-            state.apply(update, &mut changes);
+            state.apply([update], &mut changes);
         }
         let weights = changes.into_iter().map(|change| match change {
             Change::Insert(_, instance) => instance.metadata.weight(),
@@ -228,6 +243,16 @@ mod tests {
         assert_eq!(changes(&mut state, [put("a", 1, 5)]), ["+1@5", "-2"]);
         assert_eq!(changes(&mut state, [put("a", 2, 5)]), ["+2@5", "-1"]);
         assert_eq!(changes(&mut state, [Update::Reset(vec![instance("a", 3, 5)])]), ["+3@5", "-2"]);
+    }
+
+    #[test]
+    fn instances_that_change_places_together_leave_no_gap() {
+        let mut state = ByAddress::default();
+        changes(&mut state, [put("a", 1, 1), put("b", 2, 2), put("c", 3, 3)]);
+        assert_eq!(together(&mut state, [put("a", 2, 4), put("b", 1, 5)]), ["+1@5", "+2@4"]);
+        // Restarted under a new id, the removal being read first.
+        assert_eq!(together(&mut state, [remove("c"), put("d", 3, 7)]), ["+3@7"]);
+        assert_eq!(together(&mut state, [put("e", 4, 8), remove("e")]), NOTHING);
     }
 
     #[test]

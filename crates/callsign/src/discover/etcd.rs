@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    iter,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -16,7 +17,7 @@ use super::{
     tonic_channel,
 };
 use crate::{
-    etcd::{Etcd, InstanceSet, ServiceName, Subscription},
+    etcd::{Etcd, InstanceSet, ServiceName, Subscription, Update},
     instance::{Address, Instance},
 };
 
@@ -24,11 +25,10 @@ use crate::{
 ///
 /// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
 /// Instances with the same address are one endpoint, shown as the one with the newest `mod_revision`. An insert of a known
-/// key with a newer revision means that a server has registered anew under that address: in a channel it ends a backoff
-/// and leaves a connection alone. One with an older revision means that the newest instance has left and another is still
-/// there: the channel takes its metadata, and a backoff goes on. All who follow one service over one [`Etcd`] share one
-/// watch, which ends with the last of them. Must be polled within a tokio runtime: when the one that the watch ran in has
-/// ended, it goes on in the next.
+/// key with another revision means that a server has registered anew under that address, or that the newest instance has
+/// left and another is still there: in a channel it ends a backoff and leaves a connection alone. One with the same revision
+/// changes the metadata only. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.
+/// Must be polled within a tokio runtime: when the one that the watch ran in has ended, it goes on in the next.
 ///
 /// ```no_run
 /// use callsign::{Channel, discover::EtcdDiscover, etcd::{Etcd, EtcdOptions}};
@@ -88,9 +88,26 @@ impl Stream for EtcdDiscover {
             if let Some(change) = this.changes.pop_front() {
                 return Poll::Ready(Some(Ok(change)));
             }
-            let update = ready!(this.subscription.poll_update(cx));
-            tracing::trace!(service = %this.service, ?update, "update");
-            this.endpoints.apply(update, &mut this.changes);
+            let first = ready!(this.subscription.poll_update(cx));
+            // What is there now is told together: a publication of many steps, and what a slow consumer has missed.
+            let rest = iter::from_fn(|| match this.subscription.poll_update(cx) {
+                Poll::Ready(update) => Some(update),
+                Poll::Pending => None,
+            });
+            let updates = iter::once(first).chain(rest);
+            let traced = updates.inspect(|update| trace(&this.service, update));
+            this.endpoints.apply(traced, &mut this.changes);
         }
+    }
+}
+
+/// An update, but for what it tells of each of ten thousand instances
+fn trace(service: &ServiceName, update: &Update) {
+    match update {
+        Update::Reset(set) => tracing::trace!(%service, instances = set.len(), "reset"),
+        Update::Put(instance) => {
+            tracing::trace!(%service, id = %instance.id, address = %instance.address, "put");
+        }
+        Update::Remove(id) => tracing::trace!(%service, %id, "remove"),
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Feed<V> {
 
 #[derive(Debug, Default)]
 struct Inner<V> {
-    /// Grows by one with each change; 0 means that nothing was listed yet
+    /// Grows by one with each step; 0 means that nothing was listed yet
     version: u64,
     view: V,
     waiting: HashMap<u64, Waker>,
@@ -46,11 +46,13 @@ impl<V> Feed<V> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Applies changes, and tells the consumers if `change` says that there were any
-    pub(crate) fn apply(&self, change: impl FnOnce(&mut V) -> bool) {
+    /// Applies changes, and tells the consumers if `change` says that there were any: how many steps they are, or just
+    /// `true` for one
+    pub(crate) fn apply<N: Into<u64>>(&self, change: impl FnOnce(&mut V) -> N) {
         let mut inner = self.lock();
-        if change(&mut inner.view) {
-            inner.version += 1;
+        let steps = change(&mut inner.view).into();
+        if steps > 0 {
+            inner.version += steps;
             wake(inner);
         }
     }

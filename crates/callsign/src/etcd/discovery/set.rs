@@ -30,6 +30,9 @@ pub(crate) const MAX_INSTANCES: usize = 100_000;
 /// How far a consumer may be behind before it gets the set instead of the steps
 const LOG: usize = 256;
 
+/// More changes at once are a reset. A consumer that keeps up finds a few publications in the log.
+const STEPS: usize = LOG / 4;
+
 /// The set and its log
 #[derive(Debug, Default)]
 pub(crate) struct InstanceSet {
@@ -46,19 +49,24 @@ enum Change {
 }
 
 impl InstanceSet {
-    /// Applies what really changes, if anything does: one change as itself, several as one reset
-    pub(in crate::etcd) fn apply(&mut self, changes: Changes) -> bool {
-        let mut log = Vec::new();
-        for (id, instance) in changes {
-            log.extend(self.change(id, instance));
-        }
-        match log.len() {
-            0 => return false,
-            1 => self.log(log.remove(0)),
+    /// Applies what really changes; how many steps that is: many changes are one, a reset
+    ///
+    /// What goes makes room for what comes, and is told after it: an instance that moves leaves no gap.
+    pub(in crate::etcd) fn apply(&mut self, changes: Changes) -> u64 {
+        let (puts, removes): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|(_, instance)| instance.is_some());
+        let removed: Vec<_> = removes.into_iter().filter_map(|(id, _)| self.remove(id)).collect();
+        let mut steps: Vec<_> =
+            puts.into_iter().filter_map(|(id, instance)| self.put(id, instance?)).collect();
+        steps.extend(removed);
+        if steps.len() > STEPS {
             // An empty log sends every consumer to the set.
-            _ => self.log.clear(),
+            self.log.clear();
+            return 1;
         }
-        true
+        let count = steps.len() as u64;
+        steps.into_iter().for_each(|step| self.log(step));
+        count
     }
 
     /// Replaces the set, if that changes anything
@@ -75,21 +83,23 @@ impl InstanceSet {
         self.set.len()
     }
 
-    fn change(&mut self, id: Arc<str>, instance: Option<Instance>) -> Option<Change> {
-        match instance {
-            None => self.set.remove(&id).map(|_| Change::Remove(id)),
-            Some(instance) if self.set.get(&id) == Some(&instance) => None,
-            Some(_) if self.set.len() >= MAX_INSTANCES && !self.set.contains_key(&id) => {
+    fn remove(&mut self, id: Arc<str>) -> Option<Change> {
+        self.set.remove(&id).map(|_| Change::Remove(id))
+    }
+
+    fn put(&mut self, id: Arc<str>, instance: Instance) -> Option<Change> {
+        match self.set.get(&id) {
+            Some(known) if *known == instance => return None,
+            None if self.set.len() >= MAX_INSTANCES => {
                 if !std::mem::replace(&mut self.warned_full, true) {
                     tracing::warn!(limit = MAX_INSTANCES, %id, "too many instances: the rest is skipped");
                 }
-                None
+                return None;
             }
-            Some(instance) => {
-                self.set.insert(id, instance.clone());
-                Some(Change::Put(instance))
-            }
+            _ => {}
         }
+        self.set.insert(id, instance.clone());
+        Some(Change::Put(instance))
     }
 
     fn log(&mut self, change: Change) {
@@ -151,8 +161,26 @@ mod tests {
         assert_eq!(subscription.now(), None, "an equal list is no news");
     }
 
+    /// All that there is to tell now
+    fn told(subscription: &mut Subscription<InstanceSet>) -> Vec<Update> {
+        std::iter::from_fn(|| subscription.now()).collect()
+    }
+
+    /// So many new instances and so many removals of `old-` ones
+    fn mixed(puts: usize, removes: usize) -> Changes {
+        let puts = (0..puts).map(|number| {
+            let instance = instance(&format!("new-{number}"), 1);
+            (Arc::clone(&instance.id), Some(instance))
+        });
+        puts.chain((0..removes).map(|number| (format!("old-{number}").into(), None))).collect()
+    }
+
+    fn olds(count: usize) -> impl Iterator<Item = Instance> {
+        (0..count).map(|number| instance(&format!("old-{number}"), 1))
+    }
+
     #[test]
-    fn one_change_is_a_step_and_several_are_a_reset() {
+    fn changes_are_steps_and_what_changes_nothing_is_not_told() {
         let feed = feed([instance("a", 1)]);
         let mut subscription = Subscription::alone(&feed);
         subscription.now();
@@ -160,11 +188,49 @@ mod tests {
         put(&feed, instance("b", 2));
         apply(&feed, [("a".into(), None)]);
         apply(&feed, [("unknown".into(), None)]);
-        assert_eq!(subscription.now(), Some(Update::Put(instance("b", 2))));
-        assert_eq!(subscription.now(), Some(Update::Remove("a".into())));
-        assert_eq!(subscription.now(), None, "what changes nothing is not told");
-        apply(&feed, [("b".into(), None), ("c".into(), Some(instance("c", 3)))]);
-        assert_eq!(subscription.now(), Some(Update::Reset(vec![instance("c", 3)])));
+        assert_eq!(told(&mut subscription), [Update::Put(instance("b", 2)), Update::Remove("a".into())]);
+        apply(&feed, [("b".into(), Some(instance("b", 2))), ("unknown".into(), None)]);
+        assert_eq!(told(&mut subscription), []);
+    }
+
+    #[test]
+    fn what_changes_together_is_told_as_steps_and_what_comes_before_what_goes() {
+        let feed = feed(olds(STEPS / 2));
+        let (mut quick, mut slow) = (Subscription::alone(&feed), Subscription::alone(&feed));
+        quick.now();
+        slow.now();
+        apply(&feed, mixed(STEPS / 2, STEPS / 2));
+        let steps = told(&mut quick);
+        assert_eq!(steps.len(), STEPS);
+        let (puts, removes) = steps.split_at(STEPS / 2);
+        assert!(puts.iter().all(|step| matches!(step, Update::Put(_))), "{puts:?}");
+        assert!(removes.iter().all(|step| matches!(step, Update::Remove(_))), "{removes:?}");
+        put(&feed, instance("last", 1));
+        assert_eq!(told(&mut quick), [Update::Put(instance("last", 1))]);
+        assert_eq!(told(&mut slow).len(), STEPS + 1, "who reads later reads the same");
+    }
+
+    #[test]
+    fn many_changes_at_once_are_a_reset() {
+        let feed = feed(olds(STEPS));
+        let mut subscription = Subscription::alone(&feed);
+        subscription.now();
+        apply(&feed, mixed(1, STEPS));
+        assert_eq!(told(&mut subscription), [Update::Reset(vec![instance("new-0", 1)])]);
+        put(&feed, instance("b", 2));
+        assert_eq!(told(&mut subscription), [Update::Put(instance("b", 2))], "and then steps again");
+    }
+
+    #[test]
+    fn what_goes_makes_room_for_what_comes_with_it() {
+        let feed = feed(olds(MAX_INSTANCES));
+        let mut subscription = Subscription::alone(&feed);
+        subscription.now();
+        put(&feed, instance("one-too-many", 1));
+        assert_eq!(told(&mut subscription), []);
+        apply(&feed, mixed(10, 10));
+        assert_eq!(told(&mut subscription).len(), 20);
+        assert_eq!(feed.look(InstanceSet::len), MAX_INSTANCES);
     }
 
     #[test]
