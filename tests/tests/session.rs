@@ -255,6 +255,7 @@ fn counted_refused(etcd: &EtcdProcess) -> Pin<Box<dyn Future<Output = u64> + '_>
 }
 
 #[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn a_changed_password_is_told_tried_slowly_and_forgiven() {
     let Some(etcd) = registry::real(registry::METRICS).await else { return };
     etcd.enable_auth().await;
@@ -283,6 +284,7 @@ async fn a_changed_password_is_told_tried_slowly_and_forgiven() {
 }
 
 #[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn a_permission_that_was_revoked_is_told_asked_for_slowly_and_used_when_it_is_back() {
     let Some(etcd) = registry::real(registry::METRICS).await else { return };
     etcd.enable_auth().await;
@@ -397,10 +399,16 @@ async fn two_namespaces_do_not_see_each_other() {
     assert_eq!(etcd.pairs("").await.len(), 1);
 }
 
+/// Set where the environment is the test's own: another one may name an etcd that is not for tests
+const CHILD: &str = "CALLSIGN_TEST_CHILD";
+
 /// Run by the test below, in a process whose environment names the etcd
 #[tokio::test]
 #[ignore = "needs the environment that another test gives it"]
 async fn in_the_environment() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
     let session = Etcd::connect(EtcdOptions::from_env()).await.unwrap();
     registered(&session, 7).await.deregister().await.unwrap();
     let registration = registered(&session, 8).await;
@@ -421,7 +429,10 @@ async fn a_url_and_the_environment_name_cluster_user_and_namespace() {
     let session = Etcd::connect(url.parse().unwrap()).await.unwrap();
     assert_eq!(registered(&session, 7).await.key(), "/service/hello.rpc/7");
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "in_the_environment", "--ignored", "--nocapture"]).env("CALLSIGN_ETCD", url);
+    child
+        .args(["--exact", "in_the_environment", "--ignored", "--nocapture"])
+        .env("CALLSIGN_ETCD", url)
+        .env(CHILD, "1");
     let output = wait::within("the child ends", BOUND, child.kill_on_drop(true).output()).await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && printed.contains("registered as /service/hello.rpc/8"), "{printed}");
