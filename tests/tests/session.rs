@@ -15,6 +15,7 @@ use callsign::{
 };
 use callsign_tests::{
     etcd::EtcdProcess,
+    lines::{Line, Lines, ask_always},
     pb::{HelloRequest, greeter_client::GreeterClient},
     proxy::Proxy,
     registry,
@@ -25,6 +26,7 @@ use callsign_tests::{
 use etcd_client::{GetOptions, Permission, PermissionType};
 use etcd_embedded::EmbeddedEtcd;
 use tokio::{process::Command, sync::watch, time::sleep};
+use tracing::Level;
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt as _};
 
 const SERVICE: &str = "hello.rpc";
@@ -462,14 +464,6 @@ impl Logged {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("nobody panics while writing")).into_owned()
     }
-
-    /// Lines at this level that speak of a session
-    fn lines(&self, level: &str) -> Vec<String> {
-        let text = self.text();
-        let lines =
-            text.lines().filter(|line| line.contains(level) && line.contains("callsign::etcd::state"));
-        lines.map(str::to_owned).collect()
-    }
 }
 
 impl io::Write for Logged {
@@ -493,6 +487,7 @@ impl<'a> MakeWriter<'a> for Logged {
 
 /// Writes down all that this thread logs, which in these tests runs all tasks
 fn listen() -> (Logged, impl Sized) {
+    ask_always();
     let logged = Logged::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(logged.clone());
     (logged, subscriber.with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).finish().set_default())
@@ -542,33 +537,44 @@ fn has_token(text: &str) -> bool {
         .any(|part| part[..16].iter().all(letter) && part[16] == b'.' && part[17].is_ascii_digit())
 }
 
+/// Asserts that since the last time nothing but this was told, at info and above, whoever of callsign told it
+fn assert_told<const N: usize>(lines: &Lines, seen: &mut usize, expected: [(Level, &str); N]) {
+    let told: Vec<_> = lines.at(Level::INFO).split_off(*seen);
+    *seen += told.len();
+    let is = |line: &Line, (level, text): (Level, &str)| line.level == level && line.text.starts_with(text);
+    let each = expected.iter().all(|&expected| told.iter().filter(|line| is(line, expected)).count() == 1);
+    assert!(each && told.len() == N, "{told:#?}, not {expected:?}");
+}
+
 #[tokio::test]
-async fn each_change_of_the_session_is_one_line() {
+async fn each_change_is_one_line_of_each_who_is_concerned() {
+    const CONNECTED: (Level, &str) = (Level::INFO, "connected to etcd");
+    const WATCHING: (Level, &str) = (Level::INFO, "watching");
+    const INTERRUPTED: (Level, &str) = (Level::WARN, "discovery is interrupted");
     let mut etcd = registry::etcd().await;
     let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
-    let (logged, _guard) = listen();
+    let (lines, mut seen) = (Lines::record(), 0);
     let session = Etcd::connect(EtcdOptions::new(proxies.each_ref().map(Proxy::endpoint))).await.unwrap();
     let (_view, discovery) = follow(&session, SERVICE);
-    until(discovery.clone(), "watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
-    assert_eq!((logged.lines("INFO").len(), logged.lines("WARN").len()), (1, 0), "connected");
+    let watching = |state: &DiscoveryState| matches!(state, DiscoveryState::Watching { .. });
+    until(discovery.clone(), "watching", watching).await;
+    assert_told(&lines, &mut seen, [CONNECTED, WATCHING]);
     let SessionState::Connected { host } = session.state().borrow().clone() else { panic!() };
     let used = proxies.iter().find(|proxy| proxy.endpoint() == host.to_string()).unwrap();
     used.cut().await;
     let moved = |state: &SessionState| matches!(state, SessionState::Connected { host: now } if *now != host);
     until(session.state(), "it has moved", moved).await;
-    assert_eq!((logged.lines("INFO").len(), logged.lines("WARN").len()), (2, 0), "moved");
+    until(discovery.clone(), "watching", watching).await;
+    assert_told(&lines, &mut seen, [INTERRUPTED, (Level::INFO, "moved to another etcd host"), WATCHING]);
     used.heal();
 
     etcd.kill9();
     until(session.state(), "it has gone", |state| matches!(state, SessionState::Disconnected { .. })).await;
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(
-        (logged.lines("INFO").len(), logged.lines("WARN").len()),
-        (2, 1),
-        "gone, however often that is found"
-    );
+    // However often that is found.
+    assert_told(&lines, &mut seen, [INTERRUPTED, (Level::WARN, "no etcd host answers")]);
     etcd.restart().await;
     until(session.state(), "it is back", |state| matches!(state, SessionState::Connected { .. })).await;
-    until(discovery, "watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
-    assert_eq!((logged.lines("INFO").len(), logged.lines("WARN").len()), (3, 1), "back: {}", logged.text());
+    until(discovery, "watching", watching).await;
+    assert_told(&lines, &mut seen, [CONNECTED, WATCHING]);
 }
