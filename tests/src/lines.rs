@@ -9,7 +9,7 @@ use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span::{Attributes, Id, Record},
-    subscriber::DefaultGuard,
+    subscriber::{DefaultGuard, Interest},
 };
 
 /// Records what callsign logs in this thread until it is dropped
@@ -33,6 +33,7 @@ pub struct Line {
 impl Lines {
     /// Records from now on, debug and above
     pub fn record() -> Self {
+        ask_always();
         let lines = Arc::<Mutex<Vec<Line>>>::default();
         let guard = tracing::subscriber::set_default(Recorder(Arc::clone(&lines)));
         Self { lines, _guard: guard }
@@ -48,6 +49,43 @@ impl Lines {
     pub fn beginning(&self, text: &str) -> usize {
         self.at(Level::DEBUG).iter().filter(|line| line.text.starts_with(text)).count()
     }
+}
+
+/// Has tracing ask each thread anew whether it wants an event
+///
+/// Else it asks once for each place that logs, and while one thread alone records, whichever thread comes there first: when
+/// that is another test's, the place is silent from then on.
+pub fn ask_always() {
+    // Whoever was here before has done the same.
+    let _ = tracing::subscriber::set_global_default(Nobody);
+}
+
+/// Wants nothing, and may change its mind
+struct Nobody;
+
+impl Subscriber for Nobody {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        false
+    }
+
+    fn event(&self, _: &Event<'_>) {}
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        // No span is enabled.
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 struct Recorder(Arc<Mutex<Vec<Line>>>);
@@ -97,6 +135,15 @@ impl Visit for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_that_another_thread_came_to_first_is_recorded() {
+        let say = || tracing::warn!(target: "callsign::x", "said");
+        let lines = Lines::record();
+        std::thread::spawn(say).join().unwrap();
+        say();
+        assert_eq!(lines.beginning("said"), 1);
+    }
 
     #[test]
     fn lines_are_told_by_level_and_text_and_end_with_the_recorder() {

@@ -13,7 +13,9 @@ use callsign_tests::{
     peers::Peer,
 };
 
-/// Calls for 12 s over two servers and `peer`; afterwards, what the channel says about the peer
+const PACE: Pace = Pace { rate: 200, lasting: Duration::from_secs(6) };
+
+/// Calls for 6 s over two servers and `peer`; afterwards, what the channel says about the peer
 async fn none_fails_beside(peer: &Peer, deadline: Duration) -> EndpointInfo {
     let servers = [greeter!().start().await, greeter!().start().await];
     let addresses = [servers[0].address(), peer.address(), servers[1].address()];
@@ -21,9 +23,9 @@ async fn none_fails_beside(peer: &Peer, deadline: Duration) -> EndpointInfo {
     let channel = over(addresses);
     let log = UpdateLog::new(channel.updates());
     let client = GreeterClient::new(channel.clone());
-    let load = Pace::FULL.open_loop(|| greet(client.clone(), deadline)).await;
+    let load = PACE.open_loop(|| greet(client.clone(), deadline)).await;
 
-    load.assert_none_failed(Pace::FULL);
+    load.assert_none_failed(PACE);
     let states = log.states(&peer.address(), began);
     assert!(states.iter().all(|(_, state)| *state != EndpointState::Ready), "{states:?}");
     let endpoints = channel.endpoints();

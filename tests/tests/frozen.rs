@@ -86,6 +86,7 @@ async fn a_stopped_server_leaves_the_ready_set_under_calls_with_short_deadlines(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "cargo xtask faults"]
 async fn a_quiet_stream_lives_for_60_s() {
     let server = greeter!().start().await;
     let (channel, log) = channel([server.address()]);

@@ -252,6 +252,7 @@ async fn quiet<T>(address: &Address, call: impl AsyncFnOnce(EchoClient<Channel>)
 }
 
 #[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn calls_that_a_default_grpc_go_server_leaves_quiet_for_a_minute_live() {
     let Some(go) = go!() else { return };
     let server = go.grpc_server().await;

@@ -16,6 +16,8 @@ use callsign_tests::{
 };
 use tonic::transport::Server;
 
+const PACE: Pace = Pace { rate: 200, lasting: Duration::from_secs(6) };
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_while_the_servers_recycle_their_connections_every_200_ms() {
     let age = Duration::from_millis(200);
@@ -25,14 +27,14 @@ async fn no_call_fails_while_the_servers_recycle_their_connections_every_200_ms(
     let channel = over(servers.each_ref().map(|server| server.address()));
     let log = UpdateLog::new(channel.updates());
     let client = GreeterClient::new(channel);
-    let load = Pace::FULL.open_loop(|| greet(client.clone(), Duration::from_secs(2))).await;
+    let load = PACE.open_loop(|| greet(client.clone(), Duration::from_secs(2))).await;
 
-    load.assert_none_failed(Pace::FULL);
+    load.assert_none_failed(PACE);
     for server in &servers {
         let states = log.states(&server.address(), began);
         let connected = states.iter().filter(|(_, state)| *state == EndpointState::Ready).count();
-        // 60 at most; a server that is never left would make this test mean nothing.
-        assert!(connected > 15, "{} was connected {connected} times", server.address());
+        // 30 at most; a server that is never left would make this test mean nothing.
+        assert!(connected > 7, "{} was connected {connected} times", server.address());
     }
 }
 
@@ -45,9 +47,9 @@ async fn no_call_is_processed_twice_while_the_servers_recycle_their_connections(
     let call = |mut client: EchoClient<Channel>| async move {
         client.unary(Chunk { payload: Bytes::new(), rest_ms: 30 }).await.map(|_| String::new())
     };
-    let load = Pace::FULL.open_loop(move || call(client.clone())).await;
+    let load = PACE.open_loop(move || call(client.clone())).await;
 
-    load.assert_none_failed(Pace::FULL);
+    load.assert_none_failed(PACE);
     let processed: u64 = servers.iter().map(|server| server.calls().started()).sum();
-    assert_eq!(processed, u64::from(Pace::FULL.calls()));
+    assert_eq!(processed, u64::from(PACE.calls()));
 }

@@ -15,6 +15,7 @@ use callsign::{
 };
 use callsign_tests::{
     etcd::EtcdProcess,
+    lines::{Line, Lines, ask_always},
     pb::{HelloRequest, greeter_client::GreeterClient},
     proxy::Proxy,
     registry,
@@ -25,6 +26,7 @@ use callsign_tests::{
 use etcd_client::{GetOptions, Permission, PermissionType};
 use etcd_embedded::EmbeddedEtcd;
 use tokio::{process::Command, sync::watch, time::sleep};
+use tracing::Level;
 use tracing_subscriber::{fmt::MakeWriter, util::SubscriberInitExt as _};
 
 const SERVICE: &str = "hello.rpc";
@@ -255,6 +257,7 @@ fn counted_refused(etcd: &EtcdProcess) -> Pin<Box<dyn Future<Output = u64> + '_>
 }
 
 #[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn a_changed_password_is_told_tried_slowly_and_forgiven() {
     let Some(etcd) = registry::real(registry::METRICS).await else { return };
     etcd.enable_auth().await;
@@ -283,6 +286,7 @@ async fn a_changed_password_is_told_tried_slowly_and_forgiven() {
 }
 
 #[tokio::test]
+#[ignore = "cargo xtask faults"]
 async fn a_permission_that_was_revoked_is_told_asked_for_slowly_and_used_when_it_is_back() {
     let Some(etcd) = registry::real(registry::METRICS).await else { return };
     etcd.enable_auth().await;
@@ -397,10 +401,16 @@ async fn two_namespaces_do_not_see_each_other() {
     assert_eq!(etcd.pairs("").await.len(), 1);
 }
 
+/// Set where the environment is the test's own: another one may name an etcd that is not for tests
+const CHILD: &str = "CALLSIGN_TEST_CHILD";
+
 /// Run by the test below, in a process whose environment names the etcd
 #[tokio::test]
 #[ignore = "needs the environment that another test gives it"]
 async fn in_the_environment() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
     let session = Etcd::connect(EtcdOptions::from_env()).await.unwrap();
     registered(&session, 7).await.deregister().await.unwrap();
     let registration = registered(&session, 8).await;
@@ -421,7 +431,10 @@ async fn a_url_and_the_environment_name_cluster_user_and_namespace() {
     let session = Etcd::connect(url.parse().unwrap()).await.unwrap();
     assert_eq!(registered(&session, 7).await.key(), "/service/hello.rpc/7");
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "in_the_environment", "--ignored", "--nocapture"]).env("CALLSIGN_ETCD", url);
+    child
+        .args(["--exact", "in_the_environment", "--ignored", "--nocapture"])
+        .env("CALLSIGN_ETCD", url)
+        .env(CHILD, "1");
     let output = wait::within("the child ends", BOUND, child.kill_on_drop(true).output()).await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && printed.contains("registered as /service/hello.rpc/8"), "{printed}");
@@ -451,14 +464,6 @@ impl Logged {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("nobody panics while writing")).into_owned()
     }
-
-    /// Lines at this level that speak of a session
-    fn lines(&self, level: &str) -> Vec<String> {
-        let text = self.text();
-        let lines =
-            text.lines().filter(|line| line.contains(level) && line.contains("callsign::etcd::state"));
-        lines.map(str::to_owned).collect()
-    }
 }
 
 impl io::Write for Logged {
@@ -482,6 +487,7 @@ impl<'a> MakeWriter<'a> for Logged {
 
 /// Writes down all that this thread logs, which in these tests runs all tasks
 fn listen() -> (Logged, impl Sized) {
+    ask_always();
     let logged = Logged::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(logged.clone());
     (logged, subscriber.with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).finish().set_default())
@@ -531,33 +537,44 @@ fn has_token(text: &str) -> bool {
         .any(|part| part[..16].iter().all(letter) && part[16] == b'.' && part[17].is_ascii_digit())
 }
 
+/// Asserts that since the last time nothing but this was told, at info and above, whoever of callsign told it
+fn assert_told<const N: usize>(lines: &Lines, seen: &mut usize, expected: [(Level, &str); N]) {
+    let told: Vec<_> = lines.at(Level::INFO).split_off(*seen);
+    *seen += told.len();
+    let is = |line: &Line, (level, text): (Level, &str)| line.level == level && line.text.starts_with(text);
+    let each = expected.iter().all(|&expected| told.iter().filter(|line| is(line, expected)).count() == 1);
+    assert!(each && told.len() == N, "{told:#?}, not {expected:?}");
+}
+
 #[tokio::test]
-async fn each_change_of_the_session_is_one_line() {
+async fn each_change_is_one_line_of_each_who_is_concerned() {
+    const CONNECTED: (Level, &str) = (Level::INFO, "connected to etcd");
+    const WATCHING: (Level, &str) = (Level::INFO, "watching");
+    const INTERRUPTED: (Level, &str) = (Level::WARN, "discovery is interrupted");
     let mut etcd = registry::etcd().await;
     let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
-    let (logged, _guard) = listen();
+    let (lines, mut seen) = (Lines::record(), 0);
     let session = Etcd::connect(EtcdOptions::new(proxies.each_ref().map(Proxy::endpoint))).await.unwrap();
     let (_view, discovery) = follow(&session, SERVICE);
-    until(discovery.clone(), "watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
-    assert_eq!((logged.lines("INFO").len(), logged.lines("WARN").len()), (1, 0), "connected");
+    let watching = |state: &DiscoveryState| matches!(state, DiscoveryState::Watching { .. });
+    until(discovery.clone(), "watching", watching).await;
+    assert_told(&lines, &mut seen, [CONNECTED, WATCHING]);
     let SessionState::Connected { host } = session.state().borrow().clone() else { panic!() };
     let used = proxies.iter().find(|proxy| proxy.endpoint() == host.to_string()).unwrap();
     used.cut().await;
     let moved = |state: &SessionState| matches!(state, SessionState::Connected { host: now } if *now != host);
     until(session.state(), "it has moved", moved).await;
-    assert_eq!((logged.lines("INFO").len(), logged.lines("WARN").len()), (2, 0), "moved");
+    until(discovery.clone(), "watching", watching).await;
+    assert_told(&lines, &mut seen, [INTERRUPTED, (Level::INFO, "moved to another etcd host"), WATCHING]);
     used.heal();
 
     etcd.kill9();
     until(session.state(), "it has gone", |state| matches!(state, SessionState::Disconnected { .. })).await;
     sleep(Duration::from_secs(5)).await;
-    assert_eq!(
-        (logged.lines("INFO").len(), logged.lines("WARN").len()),
-        (2, 1),
-        "gone, however often that is found"
-    );
+    // However often that is found.
+    assert_told(&lines, &mut seen, [INTERRUPTED, (Level::WARN, "no etcd host answers")]);
     etcd.restart().await;
     until(session.state(), "it is back", |state| matches!(state, SessionState::Connected { .. })).await;
-    until(discovery, "watching", |state| matches!(state, DiscoveryState::Watching { .. })).await;
-    assert_eq!((logged.lines("INFO").len(), logged.lines("WARN").len()), (3, 1), "back: {}", logged.text());
+    until(discovery, "watching", watching).await;
+    assert_told(&lines, &mut seen, [CONNECTED, WATCHING]);
 }

@@ -166,23 +166,6 @@ async fn a_wiped_etcd_has_no_value_and_then_the_new_one() {
 }
 
 #[tokio::test]
-async fn a_frozen_etcd_changes_nothing_and_what_is_put_when_it_wakes_is_told() {
-    let etcd = registry::etcd().await;
-    let session = session([etcd.endpoint()]);
-    session.put_value(KEY, &config(1)).await.unwrap();
-    let mut values = session.watch_value::<Config>(KEY).unwrap();
-    expect(&mut values, Some(config(1)), BOUND).await;
-    until_watching(&values).await;
-    etcd.stop().await;
-    until_resuming(&values).await;
-    expect_none(&mut values);
-    etcd.cont();
-    until_watching(&values).await;
-    session.put_value(KEY, &config(2)).await.unwrap();
-    expect(&mut values, Some(config(2)), SEEN).await;
-}
-
-#[tokio::test]
 async fn values_are_read_and_written_over_the_host_that_works() {
     let etcd = registry::etcd().await;
     let (dead, mute) = (Peer::deaf(), Peer::mute().await);

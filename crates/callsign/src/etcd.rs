@@ -8,6 +8,20 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Each call of the older Go helpers has its line here; the examples `registry` and `live_config` run them:
+//!
+//! | the helper's | here | |
+//! | --- | --- | --- |
+//! | register | `let registration = Registration::builder(&etcd, "hello.rpc", address).register().await?` | [docs](registration) |
+//! | deregister | `registration.deregister().await?` | [docs](registration::Registration::deregister) |
+//! | on start, on stop | `let mut states = WatchStream::new(registration.state())`, and `states.next().await` | [docs](registration::RegistrationState) |
+//! | get service | `etcd.instances("hello.rpc").await?` | [docs](Etcd::instances) |
+//! | list services | `etcd.services().await?` | [docs](Etcd::services) |
+//! | watch: next | `let mut lists = etcd.watch("hello.rpc")?.snapshots()`, and `lists.next().await` | [docs](Etcd::watch) |
+//! | watch: stop | `drop(lists)` | [docs](Snapshots) |
+//! | live value | `let mut live = etcd.watch_value::<T>("config/hello")?`, and `live.next().await` | [docs](Etcd::watch_value) |
+//! | put that value | `etcd.put_value("config/hello", &value).await?` | [docs](Etcd::put_value) |
 
 pub mod registration;
 

@@ -37,10 +37,13 @@ usage: cargo xtask TASK
   bench NAME [--quick]  one measurement; without a name: the list of them
 
 Environment:
-  CALLSIGN_ETCD         hosts of the etcd cluster that the demo uses (comma separated);
-                        without it, the `etcd` on PATH is started in a temporary directory, or else the embedded one
+  CALLSIGN_ETCD         the etcd cluster, [USER:PASSWORD@]HOST,HOST...[?OPTION=VALUE&...], of the demo and the examples;
+                        without it the demo starts the `etcd` on PATH in a temporary directory, or else the embedded one,
+                        and the examples use 127.0.0.1:2379
   CALLSIGN_TEST_ETCD    `real` or `embedded`: the tests run once, on that one
   CALLSIGN_REQUIRE_ETCD `1` makes it an error for the tests that etcd or etcdctl is missing
+  CALLSIGN_REQUIRE_GO   `1` makes it an error for the tests that Go is missing
+  RUST_TEST_THREADS     how many tests of one program `test` runs at a time; without it, 8
   CALLSIGN_FUZZ_INPUTS  how many inputs `fuzz` makes for each reader
   CALLSIGN_FUZZ_SEED    makes the same inputs again; `fuzz` says which it used
   PROTOC                the protobuf compiler; without it, `protoc` on PATH or else a bundled one";

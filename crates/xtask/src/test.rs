@@ -1,6 +1,6 @@
 //! `cargo xtask test`: the whole suite, on a real etcd and on the embedded one
 
-use std::{env, ffi::OsString, path::Path, process::Command};
+use std::{env, ffi::OsString, path::Path, process::Command, thread};
 
 use crate::{Result, cargo, program};
 
@@ -10,8 +10,8 @@ const CHOICE: &str = "CALLSIGN_TEST_ETCD";
 /// Suites in which etcd plays a part of its own: they show that the embedded one can stand for it.
 const REGISTRY: [&str; 6] = ["registration", "discovery", "formats", "server", "registry", "empty"];
 
-/// They wait more than they work, and an embedded etcd is up at once.
-const AT_A_TIME: &str = "--test-threads=8";
+/// How many tests of one program run at a time, unless the caller has said so: they wait more than they work.
+const THREADS: (&str, &str) = ("RUST_TEST_THREADS", "8");
 
 pub(crate) fn run(arguments: &[OsString]) -> Result {
     let found = ["etcd", "etcdctl"].map(program::on_path);
@@ -24,34 +24,53 @@ pub(crate) fn run(arguments: &[OsString]) -> Result {
     match (env::var_os(CHOICE), etcd) {
         (Some(chosen), _) => {
             println!("== the suite, with {CHOICE}={}", chosen.display());
-            cargo::run(suite(arguments))
+            cargo::run_with(suite(arguments), threads())
         }
         (None, Some(etcd)) => on_both(&etcd, arguments),
         (None, None) => {
             println!(
                 "== no etcd on PATH: the suite on the embedded one; what needs a real one is skipped, and says so"
             );
-            cargo::run_with(suite(arguments), [(CHOICE, "embedded")])
+            cargo::run_with(suite(arguments), on("embedded"))
         }
     }
 }
 
-/// All on the real one, then what is about etcd on the embedded one
+/// All on the real one, and what is about etcd on the embedded one: both wait more than they work
 fn on_both(etcd: &Path, arguments: &[OsString]) -> Result {
     println!("== the suite on a real etcd: {}, {}", etcd.display(), version(etcd)?);
-    cargo::run_with(suite(arguments), [(CHOICE, "real")])?;
-    if arguments.is_empty() {
-        println!("== the suites of the registry on the embedded etcd");
-        return cargo::run_with(registry(), [(CHOICE, "embedded")]);
+    if !arguments.is_empty() {
+        cargo::run_with(suite(arguments), on("real"))?;
+        println!("== nothing ran on the embedded etcd: with arguments, {CHOICE}=embedded does that");
+        return Ok(());
     }
-    println!("== nothing ran on the embedded etcd: with arguments, {CHOICE}=embedded does that");
-    Ok(())
+    println!("== and beside it the suites of the registry on the embedded one");
+    // Or one would run while the other is built.
+    cargo::run(suite(&["--no-run".into()]))?;
+    thread::scope(|scope| {
+        let embedded = scope.spawn(|| {
+            let ran = cargo::run_read(registry(), on("embedded"), |_| {});
+            ran.map_err(|error| format!("on the embedded etcd: {error}"))
+        });
+        let real = cargo::run_with(suite(arguments), on("real"));
+        embedded.join().expect("errors are returned")?;
+        real
+    })
+}
+
+/// The environment of a run on this etcd
+fn on(etcd: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    threads().into_iter().chain([(CHOICE, etcd)])
+}
+
+fn threads() -> Option<(&'static str, &'static str)> {
+    env::var_os(THREADS.0).is_none().then_some(THREADS)
 }
 
 /// Over the workspace as the suite is, or cargo would choose other features and build anew
 fn registry() -> Vec<&'static str> {
     let suites = REGISTRY.into_iter().flat_map(|suite| ["--test", suite]);
-    ["test", "--workspace"].into_iter().chain(suites).chain(["--", AT_A_TIME]).collect()
+    ["test", "--workspace"].into_iter().chain(suites).collect()
 }
 
 /// `cargo test` with the caller's arguments, over the workspace unless they name packages

@@ -4,7 +4,7 @@
 //!
 //! (without a `protoc`: `cargo xtask run hello_client --service hello.rpc --rate 5`)
 //!
-//! etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379. Start and stop servers
+//! etcd is the cluster named by `CALLSIGN_ETCD` (hosts, login, TLS: see the README), else 127.0.0.1:2379. Start and stop servers
 //! while it runs; ctrl-c ends it.
 
 use std::{error::Error, time::Duration};

@@ -4,7 +4,7 @@
 //!
 //! (without a `protoc`: `cargo xtask run hello_server --listen 127.0.0.1:9090 --service hello.rpc`)
 //!
-//! etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379. Start several of them on
+//! etcd is the cluster named by `CALLSIGN_ETCD` (hosts, login, TLS: see the README), else 127.0.0.1:2379. Start several of them on
 //! different ports; ctrl-c takes one away without losing a call.
 
 use std::error::Error;

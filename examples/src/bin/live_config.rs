@@ -6,7 +6,7 @@
 //! (without a `protoc`: `cargo xtask run live_config ...`)
 //!
 //! The first one greets, the second one changes how, and ends. `etcdctl put config/hello '{"greeting":"Hi","every_ms":200}'`
-//! does the same. etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379.
+//! does the same. etcd is the cluster named by `CALLSIGN_ETCD` (hosts, login, TLS: see the README), else 127.0.0.1:2379.
 
 use std::{error::Error, time::Duration};
 
@@ -43,8 +43,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         tokio::select! {
             Some(value) = live.next() => match value {
-                Ok(value) => config = value.unwrap_or_default(),
-                // A typing error in etcd changes nothing here.
+                Ok(Some(value)) => config = value,
+                // Deleted, perhaps because etcd came back empty: what was good before is better than the defaults.
+                Ok(None) => println!("{KEY} is not there; going on as before"),
+                // A typing error in etcd changes nothing either.
                 Err(error) => println!("{error}; going on as before"),
             },
             () = tokio::time::sleep(Duration::from_millis(config.every_ms.max(10))) => println!("{}!", config.greeting),

@@ -4,14 +4,14 @@
 //!
 //! (without a `protoc`: `cargo xtask run registry --service hello.rpc --address 127.0.0.1:9090`)
 //!
-//! etcd is the cluster named by `CALLSIGN_ETCD` (comma separated hosts), else 127.0.0.1:2379. Start several of them with
+//! etcd is the cluster named by `CALLSIGN_ETCD` (hosts, login, TLS: see the README), else 127.0.0.1:2379. Start several of them with
 //! different addresses and watch them see each other; ctrl-c ends one.
 
 use std::{error::Error, net::SocketAddr};
 
-use callsign::{Address, Etcd, EtcdOptions, Registration, RegistrationState};
+use callsign::{Address, Etcd, EtcdOptions, Registration};
 use lexopt::prelude::*;
-use tokio_stream::StreamExt;
+use tokio_stream::{StreamExt, wrappers::WatchStream};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -21,19 +21,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Register: returns when the key is in etcd, and keeps it there whatever becomes of etcd.
     let registration = Registration::builder(&etcd, &service, address).register().await?;
 
-    // What callbacks on start and stop are elsewhere: a task that follows the state. It ends after the last one.
-    let mut state = registration.state();
+    // What callbacks on start and stop are elsewhere: a stream of states. It ends after the last one.
+    let mut states = WatchStream::new(registration.state());
     let callbacks = tokio::spawn(async move {
-        loop {
-            match &*state.borrow_and_update() {
-                RegistrationState::Registered { lease, .. } => println!("started, under lease {lease:x}"),
-                RegistrationState::Lost { cause } => println!("lost: {cause:?}"),
-                RegistrationState::Deregistered => println!("stopped"),
-                other => println!("{other:?}"),
-            }
-            if state.changed().await.is_err() {
-                return;
-            }
+        while let Some(state) = states.next().await {
+            println!("{state}");
         }
     });
 

@@ -1,8 +1,13 @@
 //! Keys, values and names under random input
 
+use std::collections::BTreeMap;
+
+use serde::{Serialize, de::DeserializeOwned};
+
 use super::{
-    EtcdOptions, ServiceName,
+    EtcdOptions, Namespace, ServiceName,
     entry::{Entry, Shown, id_of},
+    value::{Content, ValueKey, decode},
 };
 use crate::{
     fuzz::{PASSWORD, assert_one_line, assert_secret, run, with_password},
@@ -12,7 +17,7 @@ use crate::{
     },
 };
 
-const VALUES: [&str; 12] = [
+const VALUES: [&str; 14] = [
     "10.0.0.1:8080",
     "http://[::1]:80",
     "https://root:secret@host:1",
@@ -24,16 +29,49 @@ const VALUES: [&str; 12] = [
     r#"{"Addr":"http://root:secret@h"}"#,
     r#"{"id":"1","name":"h","version":"v1","metadata":{},"endpoints":["grpc://10.0.0.1:9000?isSecure=false"]}"#,
     r#"{"network":"tcp","address":"10.0.0.1:8888","weight":10,"tags":{"a":"b"}}"#,
+    // Much in them may change, and they are read all the same.
+    r#"{"Op":0,"Addr":"10.0.0.1:8080","Metadata":{"version":"a version that somebody has given a name and a date","weight":10}}"#,
+    r#"{"Op":0,"Addr":"greeter-0.greeter.production.svc.cluster.local:8080","Metadata":{"team":"greetings and goodbyes"}}"#,
     "weight=5&calls=0.00&connections=1.00",
 ];
 
 #[test]
 fn any_value_is_an_instance_that_reads_back_the_same_or_garbage_of_one_line() {
-    run("value", &VALUES, |value| match Entry::of("a.rpc/", b"a.rpc/1", value, 1) {
-        Entry::Instance(instance) => assert_valid(&instance),
-        Entry::Garbage(garbage) => assert_one_line(&garbage, 3000),
-        Entry::Foreign => panic!("the key is of this service"),
+    let mut share = Share::default();
+    run("value", &VALUES, |value| {
+        match share.count(Entry::of("a.rpc/", b"a.rpc/1", value, 1), is_instance) {
+            Entry::Instance(instance) => assert_valid(&instance),
+            Entry::Garbage(garbage) => assert_one_line(&garbage, 3000),
+            Entry::Foreign => panic!("the key is of this service"),
+        }
     });
+    share.assert_fair();
+}
+
+fn is_instance(entry: &Entry) -> bool {
+    matches!(entry, Entry::Instance(_))
+}
+
+/// How many inputs were read and how many refused: where nearly all are the same, the others show nothing
+#[derive(Debug, Default)]
+struct Share {
+    read: u64,
+    refused: u64,
+}
+
+impl Share {
+    fn count<T>(&mut self, outcome: T, is_read: impl Fn(&T) -> bool) -> T {
+        *if is_read(&outcome) { &mut self.read } else { &mut self.refused } += 1;
+        outcome
+    }
+
+    /// At least a twentieth of each kind
+    fn assert_fair(&self) {
+        let Self { read, refused } = self;
+        // Fewer are the samples as they are.
+        let enough = read + refused > 1_000;
+        assert!(!enough || 20 * read.min(refused) >= read + refused, "{self:?}");
+    }
 }
 
 fn assert_valid(instance: &Instance) {
@@ -61,10 +99,11 @@ fn any_key_is_an_id_another_service_s_or_garbage_of_one_line() {
         b"a.rpc/\xff",
         b"b.rpc/1",
     ];
+    let mut share = Share::default();
     run("key", &keys, |key| {
         assert_one_line(&format_args!("key={}", Shown(key)), 1000);
         let id = id_of("a.rpc/", key);
-        match Entry::of("a.rpc/", key, b"h:1", 1) {
+        match share.count(Entry::of("a.rpc/", key, b"h:1", 1), is_instance) {
             Entry::Instance(instance) => {
                 assert_eq!(Some(&instance.id), id.as_ref());
                 assert_eq!(key, [b"a.rpc/", instance.id.as_bytes()].concat());
@@ -77,13 +116,15 @@ fn any_key_is_an_id_another_service_s_or_garbage_of_one_line() {
             }
         }
     });
+    share.assert_fair();
 }
 
 #[test]
 fn any_name_is_a_prefix_or_an_error_of_one_line() {
+    let mut share = Share::default();
     run("name", &["hello.rpc", "team/hello.rpc", "/a/", ""], |input| {
         let name = String::from_utf8_lossy(input);
-        match ServiceName::parse(name.clone()) {
+        match share.count(ServiceName::parse(name.clone()), Result::is_ok) {
             Ok(service) => {
                 assert_eq!(service.key(7), format!("{}7", service.prefix()));
                 assert_one_line(&service, name.len());
@@ -92,6 +133,71 @@ fn any_name_is_a_prefix_or_an_error_of_one_line() {
             Err(error) => assert_one_line(&error, 100 + name.len() * 10),
         }
     });
+    share.assert_fair();
+}
+
+#[test]
+fn any_key_of_a_value_is_as_it_was_written_or_an_error_of_one_line() {
+    let namespace = Namespace::parse("/service").expect("valid");
+    let mut share = Share::default();
+    run("value_key", &["config/hello", "/config/hello/", "limit", ""], |input| {
+        let name = String::from_utf8_lossy(input);
+        match share.count(ValueKey::parse(name.clone(), &namespace), Result::is_ok) {
+            Ok(key) => {
+                assert_eq!(key.key(), format!("/service/{name}"));
+                assert_eq!(key.to_string(), name);
+                assert_one_line(&key, name.len());
+            }
+            // As long as what its author wrote.
+            Err(error) => assert_one_line(&error, 100 + name.len() * 10),
+        }
+    });
+    share.assert_fair();
+}
+
+const LIVE: [&str; 6] = [
+    r#"{"greeting":"Hi","team":"\u003cgreet\u003e"}"#,
+    r#"{"greeting":"Hi","every_ms":200}"#,
+    "[1,2,3]",
+    "7",
+    r#""text""#,
+    "null",
+];
+
+#[test]
+fn any_live_value_is_what_it_says_or_an_error_of_one_line() {
+    let mut share = Share::default();
+    run("live_value", &LIVE, |input| {
+        let content = Content::Bytes(input.into());
+        let read = [
+            reads_back::<BTreeMap<String, String>>(&content),
+            reads_back::<Vec<u32>>(&content),
+            reads_back::<u32>(&content),
+            reads_back::<String>(&content),
+            // Numbers with a fraction may read back as their neighbours.
+            decoded::<serde_json::Value>(&content).is_some(),
+        ];
+        share.count(read.contains(&true), |read| *read);
+    });
+    share.assert_fair();
+}
+
+/// Whether it is a `T`, which then is written and read as the same
+fn reads_back<T: DeserializeOwned + Serialize + PartialEq>(content: &Content) -> bool {
+    let Some(value) = decoded::<T>(content) else { return false };
+    let written = serde_json::to_vec(&value).expect("it was JSON before");
+    assert!(decoded(&Content::Bytes(written.into())) == Some(value));
+    true
+}
+
+fn decoded<T: DeserializeOwned>(content: &Content) -> Option<T> {
+    match decode(content) {
+        Ok(value) => Some(value.expect("there is one")),
+        Err(error) => {
+            assert_one_line(&error, 800);
+            None
+        }
+    }
 }
 
 const OPTIONS: [&str; 8] = [
@@ -107,9 +213,10 @@ const OPTIONS: [&str; 8] = [
 
 #[test]
 fn any_text_is_a_session_s_options_or_an_error_of_one_line_and_neither_shows_a_secret() {
+    let mut share = Share::default();
     run("options", &OPTIONS, |input| {
         let text = String::from_utf8_lossy(input);
-        if let Err(error) = text.parse::<EtcdOptions>() {
+        if let Err(error) = share.count(text.parse::<EtcdOptions>(), Result::is_ok) {
             // As long as what its author wrote.
             assert_one_line(&error, 4000 + text.len() * 20);
         }
@@ -120,4 +227,5 @@ fn any_text_is_a_session_s_options_or_an_error_of_one_line_and_neither_shows_a_s
             }
         }
     });
+    share.assert_fair();
 }

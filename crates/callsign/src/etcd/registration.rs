@@ -21,13 +21,15 @@
 //! ```no_run
 //! # use callsign::{Registration, RegistrationState};
 //! # async fn example(registration: Registration) {
-//! let mut state = registration.state();
+//! use tokio_stream::{StreamExt, wrappers::WatchStream};
+//!
+//! let mut states = WatchStream::new(registration.state());
 //! tokio::spawn(async move {
-//!     while state.changed().await.is_ok() {
-//!         match &*state.borrow_and_update() {
+//!     while let Some(state) = states.next().await {
+//!         match state {
 //!             RegistrationState::Registered { .. } => println!("clients find this server"),
 //!             RegistrationState::Deregistered => println!("clients are told to go elsewhere"),
-//!             other => println!("{other:?}"),
+//!             other => println!("{other}"),
 //!         }
 //!     }
 //! });
@@ -45,7 +47,7 @@ mod report;
 mod terms;
 mod wish;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, fmt, time::Duration};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -101,6 +103,31 @@ pub enum LossCause {
     Overwritten,
     /// etcd has not answered for the whole TTL: the key is there or it is not. Goes back to registered when etcd says so
     Unconfirmed,
+}
+
+impl fmt::Display for RegistrationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Granting { cause: None } => f.write_str("registering"),
+            Self::Granting { cause: Some(cause) } => write!(f, "not registered yet: {cause}"),
+            // As etcdctl shows leases.
+            Self::Registered { lease, ttl } => write!(f, "registered under lease {lease:x} for {ttl:?}"),
+            Self::Lost { cause } => write!(f, "lost: {cause}"),
+            Self::Paused => f.write_str("paused"),
+            Self::Deregistered => f.write_str("deregistered"),
+        }
+    }
+}
+
+impl fmt::Display for LossCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeaseEnded => "its lease has ended",
+            Self::KeyDeleted => "its key was deleted",
+            Self::Overwritten => "another instance has its id",
+            Self::Unconfirmed => "etcd has not answered for the whole TTL",
+        })
+    }
 }
 
 /// Outlives a leader's pause of 9 s.
@@ -369,6 +396,22 @@ mod tests {
         let builder = || RegistrationBuilder { address: "https://h:443".parse().unwrap(), ..builder("a") };
         assert!(matches!(builder().start(), Err(RegisterError::Https { .. })));
         assert!(matches!(builder().register().await, Err(RegisterError::Https { .. })));
+    }
+
+    #[test]
+    fn a_state_is_shown_as_a_person_would_say_it() {
+        let shown = |state: RegistrationState| state.to_string();
+        let ttl = Duration::from_secs(15);
+        assert_eq!(
+            shown(RegistrationState::Registered { lease: 0x7b, ttl }),
+            "registered under lease 7b for 15s"
+        );
+        assert_eq!(
+            shown(RegistrationState::Granting { cause: Some("etcd a:1: gone".to_owned()) }),
+            "not registered yet: etcd a:1: gone"
+        );
+        let cause = LossCause::Overwritten;
+        assert_eq!(shown(RegistrationState::Lost { cause }), "lost: another instance has its id");
     }
 
     #[tokio::test]

@@ -120,7 +120,7 @@ pub struct ValueError {
     cause: String,
 }
 
-fn decode<T: DeserializeOwned>(content: &Content) -> Result<Option<T>, String> {
+pub(super) fn decode<T: DeserializeOwned>(content: &Content) -> Result<Option<T>, String> {
     match content {
         Content::Missing => Ok(None),
         Content::TooLarge(size) => Err(format!("it has {size} bytes, more than {MAX_VALUE}")),
