@@ -17,14 +17,17 @@ pub(super) struct Witness {
     key: Vec<u8>,
     mod_revision: i64,
     lease: i64,
+    /// Without a lease, which only its owner has: a script that fills a store may do so the same way twice
+    value: Option<Vec<u8>>,
 }
 
 impl Witness {
     /// Makes `pair` the witness, unless there is a later one
     pub(super) fn on_pair(witness: &mut Option<Self>, pair: &KeyValue) {
         if witness.as_ref().is_none_or(|witness| witness.mod_revision <= pair.mod_revision()) {
+            let value = (pair.lease() == 0).then(|| pair.value().to_vec());
             let (mod_revision, lease) = (pair.mod_revision(), pair.lease());
-            *witness = Some(Self { key: pair.key().to_vec(), mod_revision, lease });
+            *witness = Some(Self { key: pair.key().to_vec(), mod_revision, lease, value });
         }
     }
 
@@ -32,9 +35,14 @@ impl Witness {
     pub(super) async fn revision(&self, lane: &Lane) -> Result<Option<i64>, RequestError> {
         let mod_revision = Compare::mod_revision(self.key.as_slice(), CompareOp::Equal, self.mod_revision);
         let lease = Compare::lease(self.key.as_slice(), CompareOp::Equal, self.lease);
+        let value = self
+            .value
+            .iter()
+            .map(|value| Compare::value(self.key.as_slice(), CompareOp::Equal, value.as_slice()));
+        let same: Vec<_> = [mod_revision, lease].into_iter().chain(value).collect();
         // A Txn that reads nothing counts as serializable: a member that is behind would answer for itself.
         let read = TxnOp::get(self.key.as_slice(), Some(GetOptions::new().with_count_only()));
-        let txn = Txn::new().when([mod_revision, lease]).and_then([read]);
+        let txn = Txn::new().when(same).and_then([read]);
         let answer = lane.request(REQUEST, |client| async move { client.kv_client().txn(txn).await }).await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         Ok(answer.succeeded().then_some(revision))
