@@ -276,19 +276,11 @@ async fn the_last_server_is_called_for_three_windows_after_its_registration_is_p
     let address = server.address();
     let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()])).expect("a valid host");
     let registration = Registration::builder(&session, SERVICE, address.clone()).register().await.unwrap();
-<<<<<<< HEAD
-    let client = Client::of(&etcd, std::slice::from_ref(&address), SECOND).await;
-    let (pace, load) = client.load(2 * SECOND);
-    let paused = Instant::now();
-    registration.pause().await.unwrap();
-    client.until_held(std::slice::from_ref(&address)).await;
-=======
     let client = Client::of(&etcd, slice::from_ref(&address), SECOND).await;
     let (pace, load) = client.load(2 * SECOND);
     let paused = Instant::now();
     registration.pause().await.unwrap();
     client.until_held(slice::from_ref(&address)).await;
->>>>>>> fixd
     let seen = Instant::now();
     assert_eq!(etcd.pairs("hello.rpc/").await, []);
     load.await.unwrap().assert_none_failed(pace);
