@@ -92,13 +92,13 @@ async fn registries_see_each_other_come_and_go() {
     line(&mut seen, "itself", |line| line == "hello.rpc: 10.0.0.1:80").await;
     let mut second = registry("10.0.0.2:80");
     let mut said = lines(&mut second);
-    for expected in ["started, under lease ", "now: 2 of hello.rpc", "services: hello.rpc"] {
+    for expected in ["registered under lease ", "now: 2 of hello.rpc", "services: hello.rpc"] {
         line(&mut said, expected, |line| line.starts_with(expected)).await;
     }
     let both = |line: &str| line.contains("10.0.0.1:80") && line.contains("10.0.0.2:80");
     line(&mut seen, "both", both).await;
     ctrl_c(&mut second).await;
-    line(&mut said, "the last callback", |line| line == "stopped").await;
+    line(&mut said, "the last callback", |line| line == "deregistered").await;
     line(&mut seen, "itself alone", |line| line == "hello.rpc: 10.0.0.1:80").await;
     assert_eq!(registry::registered(&etcd, SERVICE).await, ["10.0.0.1:80"]);
 }
@@ -120,5 +120,6 @@ async fn a_value_changes_what_a_program_does() {
     line(&mut greetings, "a complaint", |line| line.starts_with("bad value of config/hello")).await;
     line(&mut greetings, "the greeting stays", |line| line == "Servus!").await;
     etcd.delete("config/hello").await;
-    line(&mut greetings, "the default again", |line| line == "Hello!").await;
+    line(&mut greetings, "a notice", |line| line.starts_with("config/hello is not there")).await;
+    line(&mut greetings, "the greeting stays", |line| line == "Servus!").await;
 }
