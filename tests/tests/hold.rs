@@ -102,11 +102,12 @@ impl Client {
         wait::until(&what, BOUND, || (self.held() == sorted(addresses)).then_some(())).await;
     }
 
-    /// Waits until the channel has heard that discovery has lost it: it is gone, or held
+    /// Waits until the channel has heard that discovery has lost it: it drains, is held, or is gone
     async fn until_missed(&self, address: &Address) {
+        let misses = |info: &EndpointInfo| info.held || info.state == EndpointState::Draining;
         let missed = || {
             let endpoints = self.channel.endpoints();
-            endpoints.iter().all(|endpoint| endpoint.address != *address || endpoint.held).then_some(())
+            endpoints.iter().all(|info| info.address != *address || misses(info)).then_some(())
         };
         wait::until(&format!("{address} is missed"), BOUND, missed).await;
     }
