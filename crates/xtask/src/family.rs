@@ -195,7 +195,8 @@ mod tests {
 
     #[test]
     fn a_dropped_family_leaves_no_process_and_no_directory() {
-        let mut family = Family::new("xtask-test").unwrap();
+        // A name of its own: another test would make the same directory again before it is looked for.
+        let mut family = Family::new("xtask-test-dropped").unwrap();
         let directory = family.directory().to_owned();
         let ids = [family.spawn("a", &mut sleeper()).unwrap(), family.spawn("b", &mut sleeper()).unwrap()];
         assert!(ids.into_iter().all(lives));
