@@ -5,7 +5,7 @@
 //! | [`pb`], [`echo`] | the generated code of `proto/hello.proto` and `tests/proto/echo.proto` |
 //! | [`service`] | the two services, and a server of them in this process |
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
-//! | [`go`] | go-zero and grpc-go in processes of their own |
+//! | [`mod@go`] | go-zero and grpc-go in processes of their own |
 //! | [`registry`], [`etcd`] | an etcd, real or embedded, and what is in it |
 //! | [`proxy`] | a TCP proxy whose connections can be held, delayed, cut, reset and refused |
 //! | [`cluster`] | three real etcd members behind such proxies |
