@@ -44,9 +44,10 @@ impl Etcd {
 ///
 /// The first update is a [`Reset`](Update::Reset), as soon as there is a list. The stream never ends and never fails: while
 /// etcd is away the last known set stays. A consumer that cannot keep up gets one `Reset` with the latest set in place of
-/// the steps that it missed, and holds up nobody. Dozens of changes at once are a `Reset`, too. All who follow one service over one [`Etcd`], channels included, share
-/// one watch, which ends with the last of them: dropping the stream is all there is to stopping it. Must be polled within a
-/// tokio runtime: when the one that the watch ran in has ended, it goes on in the next.
+/// the steps that it missed, and holds up nobody. Dozens of changes at once are a `Reset`, too. All who follow one service
+/// over one [`Etcd`], channels included, share one watch, which ends with the last of them: dropping the stream is all there
+/// is to stopping it. Must be polled within a tokio runtime: when the one that the watch ran in has ended, it goes on in the
+/// next.
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
 pub struct Instances {

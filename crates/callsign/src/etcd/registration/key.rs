@@ -141,7 +141,7 @@ impl Key {
             opened = Watch::open(lane, &self.key, options) => opened?,
             () = wish.changed() => return Ok(News::Look),
         };
-        let look = sleep(LOOK.mul_f64(0.9 + 0.2 * fastrand::f64()));
+        let look = sleep(Pace::new().vary(LOOK));
         tokio::pin!(look);
         loop {
             let message = tokio::select! {
