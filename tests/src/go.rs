@@ -5,18 +5,16 @@
 use std::{
     env,
     ffi::OsStr,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    thread,
     time::Duration,
 };
 
 use callsign::instance::Address;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::{registry, wait};
+use crate::{process::Owned, registry, wait};
 
 /// The program, built by the first test of the process that asks for it; `None`, with the reason on stderr, without Go
 ///
@@ -104,8 +102,8 @@ impl GoCommand {
     /// Starts it
     pub fn start(mut self) -> GoProcess {
         let child = self.0.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it is built");
-        let mut process = GoProcess { child, lines: Lines::default() };
-        process.lines.follow(process.child.stdout.take().expect("stdout is piped"));
+        let mut process = GoProcess { child: Owned(child), lines: Lines::default() };
+        process.child.on_lines(process.lines.writer());
         process
     }
 
@@ -125,7 +123,7 @@ impl GoCommand {
 /// A running process; killed when dropped
 #[derive(Debug)]
 pub struct GoProcess {
-    child: Child,
+    child: Owned,
     lines: Lines,
 }
 
@@ -165,20 +163,17 @@ impl GoProcess {
 
     /// SIGKILL; returns when it is gone
     pub fn kill9(&mut self) {
-        // The only error is that it is gone already, which is what was asked for.
-        let _ = self.child.kill();
-        self.child.wait().expect("a child can be waited for");
+        self.child.kill9();
     }
 
     /// SIGTERM
     pub fn sigterm(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process runs");
+        self.child.signal(Signal::TERM);
     }
 
     /// Waits until it has ended by itself
     pub async fn exited(&mut self, bound: Duration) -> ExitStatus {
-        let child = &mut self.child;
-        wait::until("the process ends", bound, || child.try_wait().expect("a child can be waited for")).await
+        self.child.exited(bound).await
     }
 
     /// Waits until a client has made its calls and all that it printed was read
@@ -189,24 +184,14 @@ impl GoProcess {
     }
 }
 
-impl Drop for GoProcess {
-    fn drop(&mut self) {
-        self.kill9();
-    }
-}
-
-/// What a process has printed; read by a thread, so that it never blocks on a full pipe
+/// What a process has printed
 #[derive(Debug, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
 impl Lines {
-    fn follow(&self, stdout: ChildStdout) {
+    fn writer(&self) -> impl FnMut(String) + Send + 'static {
         let lines = Arc::clone(&self.0);
-        thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            }
-        });
+        move |line| lines.lock().unwrap_or_else(PoisonError::into_inner).push(line)
     }
 
     fn all(&self, word: &str) -> Vec<String> {
@@ -218,7 +203,7 @@ impl Lines {
         self.all(word).into_iter().next()
     }
 
-    /// Whether the thread has read to the end
+    /// Whether the output was read to its end
     fn ended(&self) -> bool {
         Arc::strong_count(&self.0) == 1
     }

@@ -99,10 +99,11 @@ impl Greeter {
         command.args(self.arguments).envs(self.variables).stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.spawn().expect("the greeter is built");
         // Owned before anything can fail, so that it dies whatever happens.
-        let (nowhere, (_, none)) = (([0; 4], 0), mpsc::unbounded_channel());
-        let mut process =
-            Process { child, address: Address::from(std::net::SocketAddr::from(nowhere)), lines: none };
-        process.lines = process.read_lines();
+        let nowhere = Address::from(std::net::SocketAddr::from(([0; 4], 0)));
+        let (sender, lines) = mpsc::unbounded_channel();
+        let mut process = Process { child: Owned(child), address: nowhere, lines };
+        // Read on when nobody listens: the pipe must not fill up.
+        process.child.on_lines(move |line| drop(sender.send(line)));
         let listening = process.until_line(START, |line| line.starts_with("listening ")).await;
         process.address = listening["listening ".len()..].parse().expect("the greeter prints an address");
         process
@@ -112,7 +113,7 @@ impl Greeter {
 /// A running server process; killed when dropped
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    child: Owned,
     address: Address,
     /// What it has printed and nobody has waited for yet
     lines: mpsc::UnboundedReceiver<String>,
@@ -143,62 +144,73 @@ impl Process {
 
     /// Writes a line to its input
     pub fn tell(&mut self, line: &str) {
-        let input = self.child.stdin.as_mut().expect("stdin is piped");
+        let input = self.child.0.stdin.as_mut().expect("stdin is piped");
         writeln!(input, "{line}").expect("the process reads");
     }
 
     /// SIGKILL; returns when it is gone
     pub fn kill9(&mut self) {
-        // The only error is that it is gone already, which is what was asked for.
-        let _ = self.child.kill();
-        self.child.wait().expect("a child can be waited for");
+        self.child.kill9();
     }
 
     /// SIGTERM
     pub fn sigterm(&self) {
-        self.signal(Signal::TERM);
+        self.child.signal(Signal::TERM);
     }
 
     /// SIGINT, as ctrl-c sends it
     pub fn sigint(&self) {
-        self.signal(Signal::INT);
+        self.child.signal(Signal::INT);
     }
 
     /// SIGSTOP; returns when all its threads stand still
     pub async fn sigstop(&self) {
-        freeze(&self.child).await;
+        freeze(&self.child.0).await;
     }
 
     /// SIGCONT
     pub fn sigcont(&self) {
-        self.signal(Signal::CONT);
+        self.child.signal(Signal::CONT);
     }
 
     /// Waits until it has ended by itself
     pub async fn exited(&mut self, bound: Duration) -> ExitStatus {
-        let child = &mut self.child;
-        wait::until("the process ends", bound, || child.try_wait().expect("a child can be waited for")).await
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("the process runs");
-    }
-
-    /// Its output; read by a thread, so that it never blocks on a full pipe and needs no runtime
-    fn read_lines(&mut self) -> mpsc::UnboundedReceiver<String> {
-        let stdout = BufReader::new(self.child.stdout.take().expect("stdout is piped"));
-        let (sender, lines) = mpsc::unbounded_channel();
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                // Read on when nobody listens: the pipe must not fill up.
-                let _ = sender.send(line);
-            }
-        });
-        lines
+        self.child.exited(bound).await
     }
 }
 
-impl Drop for Process {
+/// A child process; killed when dropped
+#[derive(Debug)]
+pub(crate) struct Owned(pub(crate) Child);
+
+impl Owned {
+    /// SIGKILL; returns when it is gone
+    pub(crate) fn kill9(&mut self) {
+        // The only error is that it is gone already, which is what was asked for.
+        let _ = self.0.kill();
+        self.0.wait().expect("a child can be waited for");
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("the process runs");
+    }
+
+    /// Waits until it has ended by itself
+    pub(crate) async fn exited(&mut self, bound: Duration) -> ExitStatus {
+        let ended = || self.0.try_wait().expect("a child can be waited for");
+        wait::until("the process ends", bound, ended).await
+    }
+
+    /// Hands over each line of its output, from a thread, so that it never blocks on a full pipe and needs no runtime
+    ///
+    /// `on_line` is dropped when the output has ended.
+    pub(crate) fn on_lines(&mut self, mut on_line: impl FnMut(String) + Send + 'static) {
+        let stdout = BufReader::new(self.0.stdout.take().expect("stdout is piped"));
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(&mut on_line));
+    }
+}
+
+impl Drop for Owned {
     fn drop(&mut self) {
         self.kill9();
     }
