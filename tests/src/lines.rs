@@ -35,7 +35,7 @@ impl Lines {
     pub fn record() -> Self {
         ask_always();
         let lines = Arc::<Mutex<Vec<Line>>>::default();
-        let guard = tracing::subscriber::set_default(Recorder(Arc::clone(&lines)));
+        let guard = tracing::subscriber::set_default(Recorder(Some(Arc::clone(&lines))));
         Self { lines, _guard: guard }
     }
 
@@ -57,49 +57,30 @@ impl Lines {
 /// that is another test's, the place is silent from then on.
 pub fn ask_always() {
     // Whoever was here before has done the same.
-    let _ = tracing::subscriber::set_global_default(Nobody);
+    let _ = tracing::subscriber::set_global_default(Recorder(None));
 }
 
-/// Wants nothing, and may change its mind
-struct Nobody;
+/// Where events are written down; without, nobody wants any, which may change
+struct Recorder(Option<Arc<Mutex<Vec<Line>>>>);
 
-impl Subscriber for Nobody {
+impl Subscriber for Recorder {
     fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
         Interest::sometimes()
     }
 
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        false
-    }
-
-    fn event(&self, _: &Event<'_>) {}
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        // No span is enabled.
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
-}
-
-struct Recorder(Arc<Mutex<Vec<Line>>>);
-
-impl Subscriber for Recorder {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target().starts_with("callsign") && *metadata.level() <= Level::DEBUG
+        self.0.is_some()
+            && metadata.is_event()
+            && metadata.target().starts_with("callsign")
+            && *metadata.level() <= Level::DEBUG
     }
 
     fn event(&self, event: &Event<'_>) {
+        let Some(lines) = &self.0 else { return };
         let mut text = Text::default();
         event.record(&mut text);
         let line = Line { level: *event.metadata().level(), text: text.message + &text.fields };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
