@@ -233,6 +233,22 @@ pub fn changed(what: &'static str, before: usize, after: usize) -> Option<Violat
     (before != after).then_some(Violation::LeftBehind { what, before, after })
 }
 
+/// How long what has ended may take to be gone, or to stand still: a connection to a dead peer is given up within 13 s, and a
+/// removed endpoint's drains first.
+pub const SETTLED: Duration = Duration::from_secs(20);
+
+/// Looks again until nothing is wrong; what still is after [`SETTLED`]
+pub async fn until_none(look: impl AsyncFn() -> Vec<Violation>) -> Vec<Violation> {
+    let since = Instant::now();
+    loop {
+        let wrong = look().await;
+        if wrong.is_empty() || since.elapsed() > SETTLED {
+            return wrong;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Calls that failed
 pub fn failed_calls(tally: &Tally) -> Option<Violation> {
     let (failed, told) = (tally.failed.len(), tally.to_string());

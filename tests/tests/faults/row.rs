@@ -9,7 +9,10 @@ use std::{
 use callsign::{Registration, RegistrationState};
 use callsign_tests::{
     certificates::Certificates,
-    checker::{self, CONVERGED, Violation, changed, failed_calls, left_behind, listed, removed_while_living},
+    checker::{
+        self, CONVERGED, SETTLED, Violation, changed, failed_calls, left_behind, listed,
+        removed_while_living, until_none,
+    },
     cluster::{Cluster, Traces},
     fleet::{Fleet, Plan},
     greeter,
@@ -32,9 +35,6 @@ pub(crate) const MORE: Duration = Duration::from_secs(2);
 
 /// An outage as long as the short form has
 pub(crate) const OUTAGE: Duration = Duration::from_secs(20);
-
-/// A connection to a dead peer is given up within 13 s, and a removed endpoint's drains first.
-const SETTLED: Duration = Duration::from_secs(20);
 
 /// Whether the long forms are asked for
 pub(crate) fn is_long() -> bool {
@@ -354,17 +354,6 @@ async fn until_nothing_left(cluster: &Cluster, tasks_before: usize) -> Vec<Viola
         left
     })
     .await
-}
-
-async fn until_none(look: impl AsyncFn() -> Vec<Violation>) -> Vec<Violation> {
-    let since = Instant::now();
-    loop {
-        let wrong = look().await;
-        if wrong.is_empty() || since.elapsed() > SETTLED {
-            return wrong;
-        }
-        sleep(SECOND / 10).await;
-    }
 }
 
 fn told(name: &str, tally: &Tally, failed: usize, lines: &Lines, notes: &[String]) -> String {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use callsign_tests::{
-    checker::{Violation, changed, left_behind},
+    checker::{Violation, changed, left_behind, until_none},
     cluster::Traces,
     load::Tally,
 };
@@ -33,9 +33,6 @@ const CALM: Duration = Duration::from_millis(1_500);
 
 /// A round that is not well by then never will be.
 const NEVER: Duration = Duration::from_secs(60);
-
-/// A connection to a dead peer is given up within 13 s, and a removed endpoint's drains first.
-const SETTLED: Duration = Duration::from_secs(20);
 
 /// Of the calls that failed in one round, as many are told in detail.
 const TOLD: usize = 5;
@@ -263,15 +260,4 @@ async fn settled(stage: &Stage) -> Traces {
         }
     }
     last
-}
-
-async fn until_none(look: impl AsyncFn() -> Vec<Violation>) -> Vec<Violation> {
-    let since = Instant::now();
-    loop {
-        let wrong = look().await;
-        if wrong.is_empty() || since.elapsed() > SETTLED {
-            return wrong;
-        }
-        sleep(LOOK).await;
-    }
 }
