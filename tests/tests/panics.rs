@@ -8,7 +8,7 @@ use std::{
 use callsign::{
     Channel,
     discover::fixed,
-    policy::{Candidate, P2c, Pick, Policy},
+    policy::{Candidate, LeastRequest, Pick, Policy},
 };
 use callsign_tests::{
     channel::over,
@@ -95,9 +95,13 @@ async fn a_panic_of_a_body_after_the_response_has_begun_ends_the_response() {
 struct Faulty(AtomicBool);
 
 impl Policy for Faulty {
-    fn pick(&self, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+    type Plan = ();
+
+    fn plan(&self, _: &[Candidate]) {}
+
+    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
         assert!(self.0.swap(true, Relaxed) || candidates.is_empty(), "{PANIC}");
-        P2c::new().pick(candidates, call)
+        LeastRequest::new().pick(&(), candidates, call)
     }
 }
 

@@ -78,7 +78,11 @@ async fn a_pick_timeout_of_zero_waits_for_nobody() {
 struct Last;
 
 impl Policy for Last {
-    fn pick(&self, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+    type Plan = ();
+
+    fn plan(&self, _: &[Candidate]) {}
+
+    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
         candidates.iter().rposition(|candidate| call.allows(candidate))
     }
 }

@@ -1,51 +1,404 @@
-//! What is known of an endpoint's load
+//! What is known of an endpoint's load: calls in flight, latency, failures
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 /// Load statistics of one endpoint
 ///
 /// They belong to the endpoint, not to a connection: they survive reconnects and a new list from discovery.
-/// All operations are atomic and wait-free; readers see recent values, not a consistent cut.
-#[derive(Debug, Default)]
+/// All operations are atomic and wait-free or nearly so; readers see recent values, not a consistent cut.
+///
+/// A call goes through [`start`](Self::start), then one of [`answered`](Self::answered), [`given_up`](Self::given_up) and
+/// [`untaken`](Self::untaken), then [`finish`](Self::finish); how it ended is told by [`succeeded`](Self::succeeded) or
+/// [`failed`](Self::failed), or not at all.
+#[derive(Debug)]
 pub struct Load {
+    /// The zero of all times here.
+    epoch: Instant,
     in_flight: AtomicU32,
+    /// Calls in flight whose response has not begun.
+    waiting: AtomicU32,
+    /// Since when calls wait and none was answered, in nanoseconds after the epoch and one more; zero if none waits.
+    unanswered_since: AtomicU64,
+    latency: Latency,
+    /// Failures in a row.
+    failures: AtomicU32,
+    /// When the last of them was, in nanoseconds after the epoch.
+    failed_at: AtomicU64,
     started: AtomicU64,
+    answers: AtomicU64,
+    succeeded: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Load {
-    /// Counts a call as in flight until the matching [`finish`](Self::finish)
-    pub fn start(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.started.fetch_add(1, Ordering::Relaxed);
+    /// Nothing is known yet
+    pub fn new(now: Instant) -> Self {
+        Self {
+            epoch: now,
+            in_flight: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            unanswered_since: AtomicU64::new(0),
+            latency: Latency::default(),
+            failures: AtomicU32::new(0),
+            failed_at: AtomicU64::new(0),
+            started: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+            succeeded: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins
+    pub fn start(&self, now: Instant) {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.waiting.fetch_add(1, Relaxed);
+        self.started.fetch_add(1, Relaxed);
+        if self.unanswered_since.load(Relaxed) == 0 {
+            self.unanswered_since.store(self.nanos(now) + 1, Relaxed);
+        }
+    }
+
+    /// The response of a call has begun, `latency` after it was sent; `None` if that says nothing of the usual latency,
+    /// because the endpoint has failed: who refuses is not fast
+    pub fn answered(&self, latency: Option<Duration>, now: Instant) {
+        let others = self.stop_waiting();
+        self.answers.fetch_add(1, Relaxed);
+        // The endpoint has just spoken: those who wait on wait from now.
+        self.unanswered_since.store(if others { self.nanos(now) + 1 } else { 0 }, Relaxed);
+        if let Some(latency) = latency {
+            self.latency.observe(latency, self.millis(now));
+        }
+    }
+
+    /// Nobody waits any more for the response of a call that was sent `waited` ago: it takes at least that long
+    pub fn given_up(&self, waited: Duration, now: Instant) {
+        self.latency.at_least(waited, self.millis(now));
+        if !self.stop_waiting() {
+            self.unanswered_since.store(0, Relaxed);
+        }
+    }
+
+    /// The call was not taken: it says nothing of the latency
+    pub fn untaken(&self) {
+        if !self.stop_waiting() {
+            self.unanswered_since.store(0, Relaxed);
+        }
+    }
+
+    /// Whether others wait still
+    fn stop_waiting(&self) -> bool {
+        self.waiting.fetch_sub(1, Relaxed) > 1
     }
 
     /// Ends a call that [`start`](Self::start) counted
     pub fn finish(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    /// A call ended as it should
+    pub fn succeeded(&self) {
+        self.succeeded.fetch_add(1, Relaxed);
+        // Written only when it changes: most calls succeed, on all cores at once.
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// A call failed, and its endpoint may be to blame; how many did so in a row
+    pub fn failed(&self, now: Instant) -> u32 {
+        self.failed.fetch_add(1, Relaxed);
+        self.failed_at.store(self.nanos(now), Relaxed);
+        self.failures.fetch_add(1, Relaxed).saturating_add(1)
     }
 
     /// Calls in flight: started, and neither ended nor dropped
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Calls in flight whose response has not begun
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Relaxed)
     }
 
     /// Calls started since the endpoint is known
     pub fn started(&self) -> u64 {
-        self.started.load(Ordering::Relaxed)
+        self.started.load(Relaxed)
     }
+
+    /// Calls whose response has begun
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Relaxed)
+    }
+
+    /// Calls told by [`succeeded`](Self::succeeded) so far
+    pub fn successes(&self) -> u64 {
+        self.succeeded.load(Relaxed)
+    }
+
+    /// Calls told by [`failed`](Self::failed) so far
+    pub fn failures(&self) -> u64 {
+        self.failed.load(Relaxed)
+    }
+
+    /// Failures since the last success
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.failures.load(Relaxed)
+    }
+
+    /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
+    ///
+    /// A peak EWMA: see [`Latency`]. It fades while there are no samples, so that an endpoint that was slow is tried again.
+    pub fn latency(&self, now: Instant) -> Option<Duration> {
+        self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
+    }
+
+    /// What a new endpoint is expected to be like; without effect once there was a sample
+    pub fn seed(&self, latency: Duration, now: Instant) {
+        self.latency.seed(latency, self.millis(now));
+    }
+
+    /// How long calls have waited without an answer to any of them; zero if none waits
+    pub fn unanswered(&self, now: Instant) -> Duration {
+        Duration::from_nanos(self.unanswered_nanos(self.nanos(now)))
+    }
+
+    /// The latency a call now has to reckon with, in nanoseconds: the usual one, or what those who wait have waited already,
+    /// times the penalty for recent failures; never zero and always finite
+    pub(crate) fn expected(&self, now: Instant) -> f32 {
+        let nanos = self.nanos(now);
+        let usual = self.latency.read(nanos_to_millis(nanos)).unwrap_or(0.0);
+        let expected = usual.max(self.unanswered_nanos(nanos) as f32).max(FLOOR);
+        match self.failures.load(Relaxed) {
+            0 => expected,
+            failures => expected * self.penalty(failures, nanos),
+        }
+    }
+
+    fn unanswered_nanos(&self, now: u64) -> u64 {
+        match self.unanswered_since.load(Relaxed) {
+            0 => 0,
+            since => (now + 1).saturating_sub(since),
+        }
+    }
+
+    fn penalty(&self, failures: u32, now: u64) -> f32 {
+        let ago = now.saturating_sub(self.failed_at.load(Relaxed)) as f32 / PENALTY_HALVES;
+        1.0 + PENALTY * failures.min(100) as f32 * (-ago).exp2()
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.epoch);
+        since
+            .as_secs()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(since.subsec_nanos().into())
+            .min(u64::MAX - 1)
+    }
+
+    fn millis(&self, now: Instant) -> u32 {
+        nanos_to_millis(self.nanos(now))
+    }
+}
+
+/// Below it latencies are alike, in nanoseconds: 1 ms, as in linkerd2-proxy. Less is the machine's noise.
+const FLOOR: f32 = 1e6;
+/// What each failure in a row adds to the factor on the expected latency. Of our own: an endpoint that fails at once has no
+/// calls in flight, and has to look worse than a dozen that wait elsewhere.
+const PENALTY: f32 = 10.0;
+/// The time in which the penalty halves, in nanoseconds: a single failure is forgiven after some three seconds.
+const PENALTY_HALVES: f32 = 1e9;
+
+fn nanos_to_millis(nanos: u64) -> u32 {
+    // Wraps after 49 days; a sample that old weighs nothing either way, but for a second each time around.
+    (nanos / 1_000_000) as u32
+}
+
+/// An estimate of the latency that rises at once and falls slowly: a peak EWMA
+///
+/// Falls as in Finagle's `PeakEwma`: `estimate * w + sample * (1 - w)` with `w = e^(-elapsed / tau)`, and by `w` alone while
+/// there are no samples. Rises to the sample, but no further than to twice the estimate: one slow answer is chance, and two
+/// in a row are news. With Finagle's jump one late wake-up of a client keeps an endpoint out of use for seconds.
+#[derive(Debug, Default)]
+struct Latency(AtomicU64);
+
+/// Finagle and linkerd2-proxy use 10 s, kratos 0.6 s. Two seconds remember an endpoint that is called once a second, and try
+/// one that was ten times slower than the others again after three.
+const TAU: f32 = 2000.0;
+/// See [`Latency`].
+const MOST_RISE: f32 = 2.0;
+
+impl Latency {
+    fn observe(&self, sample: Duration, now: u32) {
+        self.update(now, |known, kept| {
+            let sample = sample.as_nanos() as f32;
+            match known {
+                None => sample,
+                // What is old is believed less.
+                Some(known) if sample > known => sample.min(known * MOST_RISE / kept.max(f32::MIN_POSITIVE)),
+                Some(known) => known * kept + sample * (1.0 - kept),
+            }
+        });
+    }
+
+    /// A lower bound cannot let the estimate fall
+    fn at_least(&self, bound: Duration, now: u32) {
+        let faded = self.read(now).unwrap_or(0.0);
+        if bound.as_nanos() as f32 > faded {
+            self.observe(bound, now);
+        }
+    }
+
+    fn seed(&self, latency: Duration, now: u32) {
+        let seed = pack(latency.as_nanos() as f32, now);
+        // Only what is unknown: an error is a sample that came first.
+        let _ = self.0.compare_exchange(0, seed, Relaxed, Relaxed);
+    }
+
+    fn read(&self, now: u32) -> Option<f32> {
+        let (known, at) = unpack(self.0.load(Relaxed))?;
+        Some(known * kept(now.wrapping_sub(at)))
+    }
+
+    fn update(&self, now: u32, next: impl Fn(Option<f32>, f32) -> f32) {
+        // An error cannot be: the closure always has a value.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |packed| {
+            let Some((known, at)) = unpack(packed) else { return Some(pack(next(None, 1.0), now)) };
+            Some(pack(next(Some(known), kept(now.wrapping_sub(at))), now))
+        });
+    }
+}
+
+/// Part of an estimate that is left after that many milliseconds
+fn kept(elapsed: u32) -> f32 {
+    // Threads that race see each other's future: half of all times count as that.
+    if elapsed == 0 || elapsed > u32::MAX / 2 { 1.0 } else { (-(elapsed as f32) / TAU).exp() }
+}
+
+/// Nanoseconds and the time of the last update in milliseconds; zero is "unknown", so no estimate is zero
+fn pack(estimate: f32, at: u32) -> u64 {
+    u64::from(estimate.clamp(1.0, 1e18).to_bits()) << 32 | u64::from(at)
+}
+
+fn unpack(packed: u64) -> Option<(f32, u32)> {
+    let estimate = f32::from_bits((packed >> 32) as u32);
+    (packed >> 32 != 0).then_some((estimate, packed as u32))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn load() -> (Load, Instant) {
+        #[allow(clippy::disallowed_methods, reason = "any instant will do as the zero of a test")]
+        let zero = Instant::now();
+        (Load::new(zero), zero)
+    }
+
+    fn near(latency: Option<Duration>, expected: Duration) -> bool {
+        latency.is_some_and(|latency| latency.abs_diff(expected) < expected / 50)
+    }
+
     #[test]
-    fn a_call_is_in_flight_from_start_to_finish() {
-        let load = Load::default();
-        load.start();
-        load.start();
-        assert_eq!(load.in_flight(), 2);
+    fn a_call_is_in_flight_from_start_to_finish_and_waits_until_it_is_answered() {
+        let (load, t0) = load();
+        load.start(t0);
+        load.start(t0 + MS);
+        assert_eq!((load.in_flight(), load.waiting(), load.unanswered(t0 + 5 * MS)), (2, 2, 5 * MS));
+        load.answered(Some(6 * MS), t0 + 6 * MS);
+        assert_eq!((load.in_flight(), load.waiting(), load.unanswered(t0 + 7 * MS)), (2, 1, MS));
+        load.given_up(8 * MS, t0 + 9 * MS);
         load.finish();
-        assert_eq!((load.in_flight(), load.started()), (1, 2));
+        assert_eq!((load.in_flight(), load.waiting(), load.started()), (1, 0, 2));
+        assert_eq!(load.unanswered(t0 + SECOND), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_slow_answer_at_most_doubles_the_estimate_and_a_few_reach_their_own() {
+        let (load, t0) = load();
+        let mut answer = |latency: Duration, at| {
+            load.start(at);
+            load.answered(Some(latency), at);
+            load.latency(at)
+        };
+        assert!(near(answer(2 * MS, t0), 2 * MS));
+        assert!(near(answer(100 * MS, t0), 4 * MS));
+        for _ in 0..5 {
+            answer(100 * MS, t0);
+        }
+        assert!(near(answer(100 * MS, t0), 100 * MS));
+        let faded = load.latency(t0 + Duration::from_millis(2000)).unwrap();
+        assert!(near(Some(faded), Duration::from_secs_f32(0.1 / 1_f32.exp())), "{faded:?}");
+    }
+
+    #[test]
+    fn the_estimate_falls_with_time_however_many_answers_there_are() {
+        let (load, t0) = load();
+        load.seed(100 * MS, t0);
+        for _ in 0..1000 {
+            load.start(t0);
+            load.answered(Some(MS), t0);
+        }
+        assert!(near(load.latency(t0), 100 * MS));
+        load.start(t0);
+        load.answered(Some(MS), t0 + 10 * SECOND);
+        assert!(load.latency(t0 + 10 * SECOND).unwrap() < 3 * MS);
+    }
+
+    #[test]
+    fn who_gives_up_says_at_least_and_never_makes_it_look_faster() {
+        let (load, t0) = load();
+        load.seed(10 * MS, t0);
+        load.start(t0);
+        load.given_up(MS, t0 + MS);
+        assert!(near(load.latency(t0 + MS), 10 * MS));
+        load.start(t0);
+        load.given_up(15 * MS, t0 + MS);
+        assert!(near(load.latency(t0 + MS), 15 * MS));
+    }
+
+    #[test]
+    fn a_seed_is_for_who_is_unknown() {
+        let (load, t0) = load();
+        assert_eq!(load.latency(t0), None);
+        load.seed(7 * MS, t0);
+        load.seed(70 * MS, t0);
+        assert!(near(load.latency(t0), 7 * MS));
+    }
+
+    #[test]
+    fn failures_in_a_row_weigh_until_a_success_or_some_seconds_have_passed() {
+        let (load, t0) = load();
+        load.seed(10 * MS, t0);
+        let healthy = load.expected(t0);
+        assert_eq!((load.failed(t0), load.failed(t0)), (1, 2));
+        assert!(load.expected(t0) > 20.0 * healthy);
+        assert!(load.expected(t0 + 10 * SECOND) < 1.1 * healthy);
+        load.succeeded();
+        assert_eq!((load.expected(t0), load.failures_in_a_row()), (healthy, 0));
+        assert_eq!((load.successes(), load.failures()), (1, 2));
+    }
+
+    #[test]
+    fn whatever_is_told_the_expectation_is_a_positive_number() {
+        let (load, t0) = load();
+        for (latency, at) in
+            [(Duration::ZERO, t0), (Duration::MAX, t0), (MS, t0 + Duration::from_secs(1 << 40))]
+        {
+            load.start(at);
+            load.answered(Some(latency), at);
+            load.failed(at);
+            // A clock that steps back is possible between threads.
+            for now in [t0, at, at + 3600 * SECOND] {
+                let expected = load.expected(now);
+                assert!(expected.is_finite() && expected >= FLOOR, "{expected}");
+            }
+        }
     }
 }

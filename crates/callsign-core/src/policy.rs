@@ -5,7 +5,8 @@
 //!
 //! | policy | picks |
 //! | --- | --- |
-//! | [`P2c`] (default) | of two drawn at random the one with fewer calls in flight |
+//! | [`P2cEwma`] (default) | of two drawn at random the one that promises the faster answer |
+//! | [`LeastRequest`] | of two drawn at random the one with fewer calls in flight |
 //!
 //! # Writing one
 //!
@@ -16,26 +17,45 @@
 //! struct FirstFit;
 //!
 //! impl Policy for FirstFit {
-//!     fn pick(&self, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+//!     type Plan = ();
+//!
+//!     fn plan(&self, _: &[Candidate]) {}
+//!
+//!     fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
 //!         candidates.iter().position(|candidate| call.allows(candidate))
 //!     }
 //! }
 //! ```
 
-mod p2c;
+mod least_request;
+mod p2c_ewma;
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-pub use self::p2c::P2c;
+pub use self::{least_request::LeastRequest, p2c_ewma::P2cEwma};
 
 use crate::{load::Load, streams::Streams};
 
 /// The rule that picks an endpoint for one call
 pub trait Policy: Send + Sync + 'static {
+    /// What is worked out once for a set of candidates, for all picks from it: a hash ring, a schedule
+    ///
+    /// `()` for policies that need nothing. It is published together with its candidates and never outlives them; what is to
+    /// survive a change of the set belongs into the policy itself.
+    type Plan: Send + Sync + 'static;
+
+    /// Works out the plan for a set of candidates, off the callers' path; called whenever the set changes
+    fn plan(&self, candidates: &[Candidate]) -> Self::Plan;
+
     /// The index of the candidate that takes this call, or `None` if [`Pick::allows`] none of them
     ///
-    /// An answer out of bounds, or of a candidate that the call does not allow, counts as `None`.
-    fn pick(&self, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize>;
+    /// `plan` was made for these `candidates`. An answer out of bounds, or of a candidate that the call does not allow,
+    /// counts as `None`.
+    fn pick(&self, plan: &Self::Plan, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize>;
 }
 
 /// An endpoint that is ready, as a policy sees it: to be read, not to be changed
@@ -44,17 +64,50 @@ pub struct Candidate {
     endpoint: u64,
     load: Arc<Load>,
     streams: Arc<Streams>,
+    weight: u32,
+    name: Arc<str>,
+    zone: Option<Arc<str>>,
 }
 
 impl Candidate {
-    /// A candidate with these statistics; channels make them, and tests of policies
+    /// A candidate with these statistics, weight 1, no name and no zone; channels make them, and tests of policies
     pub fn new(endpoint: u64, load: Arc<Load>, streams: Arc<Streams>) -> Self {
-        Self { endpoint, load, streams }
+        Self { endpoint, load, streams, weight: 1, name: "".into(), zone: None }
+    }
+
+    /// The same with a weight; zero counts as one
+    pub fn with_weight(self, weight: u32) -> Self {
+        Self { weight: weight.max(1), ..self }
+    }
+
+    /// The same with a name: what hashing policies know it by
+    pub fn with_name(self, name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// The same in a zone
+    pub fn with_zone(self, zone: Option<Arc<str>>) -> Self {
+        Self { zone, ..self }
     }
 
     /// Number of the endpoint, unique within its channel and never used again
     pub fn endpoint(&self) -> u64 {
         self.endpoint
+    }
+
+    /// How much of the load it wants, in proportion to the others; at least 1
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// Its address as `host:port`, the same in all clients; several candidates may have one name
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it runs, if it says so
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
     }
 
     /// Calls in flight to it, streams included
@@ -67,6 +120,11 @@ impl Candidate {
         self.load.started()
     }
 
+    /// The usual time to the beginning of a response; `None` before the first
+    pub fn latency(&self, now: Instant) -> Option<Duration> {
+        self.load.latency(now)
+    }
+
     /// Whether its connection allows one more stream now
     pub fn has_room(&self) -> bool {
         self.streams.has_room()
@@ -76,20 +134,52 @@ impl Candidate {
     pub fn is_open(&self) -> bool {
         self.streams.limit() > 0
     }
+
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
 }
 
 /// What a policy may know of the call that it picks for
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Pick<'a> {
     /// The random source: uniform, not for secrets
     pub random: &'a mut fastrand::Rng,
+    /// The time of the pick
+    pub now: Instant,
     /// An endpoint that has just handed this call back: another one is wanted
     pub avoid: Option<u64>,
+    /// An endpoint that the caller does not want
+    pub excluded: Option<u64>,
+    /// What the caller wants to be hashed, if it says so
+    pub key: Option<&'a [u8]>,
+    /// The request's headers
+    pub headers: &'a dyn Headers,
 }
 
-impl Pick<'_> {
-    /// Whether this call may go to `candidate`: its connection has room, and it is not the one to avoid
+/// The headers of a request, whoever keeps them
+pub trait Headers: fmt::Debug {
+    /// The first value of a header, by its name in lower case
+    fn get(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// No headers
+impl Headers for () {
+    fn get(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+impl<'a> Pick<'a> {
+    /// A call about which nothing is known
+    pub fn new(random: &'a mut fastrand::Rng, now: Instant) -> Self {
+        Self { random, now, avoid: None, excluded: None, key: None, headers: &() }
+    }
+
+    /// Whether this call may go to `candidate`: its connection has room, and it is not one that is not wanted
     pub fn allows(&self, candidate: &Candidate) -> bool {
-        candidate.has_room() && self.avoid != Some(candidate.endpoint)
+        let unwanted = Some(candidate.endpoint);
+        candidate.has_room() && self.avoid != unwanted && self.excluded != unwanted
     }
 }

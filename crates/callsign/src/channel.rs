@@ -14,6 +14,7 @@ mod fuzz;
 mod call;
 mod members;
 mod pool;
+mod ready;
 mod shared;
 mod view;
 
@@ -29,10 +30,7 @@ use std::{
     time::Duration,
 };
 
-use callsign_core::{
-    keepalive::KeepAlive,
-    policy::{P2c, Policy},
-};
+use callsign_core::{keepalive::KeepAlive, policy::P2cEwma};
 use http::{HeaderValue, Request, Response, uri::Authority};
 use tokio::sync::oneshot;
 use tonic::{Status, body::Body};
@@ -50,6 +48,7 @@ pub use crate::endpoint::EndpointState;
 use self::{
     members::{EndpointConfig, Members},
     pool::Pool,
+    ready::Balancer,
     shared::Shared,
 };
 use crate::{
@@ -187,7 +186,7 @@ pub enum SettingsError {
 
 struct Settings {
     service: String,
-    policy: Box<dyn Policy>,
+    balancer: Balancer,
     timeout: Option<Duration>,
     method_timeouts: HashMap<String, Duration>,
     pick_timeout: Duration,
@@ -201,7 +200,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             service: "channel".into(),
-            policy: Box::new(P2c::new()),
+            balancer: Balancer::new(P2cEwma::new()),
             timeout: None,
             method_timeouts: HashMap::new(),
             pick_timeout: Duration::from_secs(1),
@@ -238,7 +237,7 @@ impl Settings {
             keep_alive: KeepAlive::default(),
             waiters: Arc::clone(&waiters),
         };
-        let shared = Shared::new(self.service, self.policy, self.pick_timeout, self.missing_list, waiters);
+        let shared = Shared::new(self.service, self.balancer, self.pick_timeout, self.missing_list, waiters);
         let shared = Arc::new(shared);
         let (used, unused) = oneshot::channel();
         let members = Members::new(EndpointConfig { connection, authority }, self.hold_window);
@@ -259,9 +258,9 @@ macro_rules! call_settings {
     () => {
         /// The rule that picks an endpoint for each call
         ///
-        /// Default: [`P2c`](callsign_core::policy::P2c), the less busy of two drawn at random.
+        /// Default: [`P2cEwma`](callsign_core::policy::P2cEwma), of two drawn at random the one that promises the faster answer.
         pub fn policy(mut self, policy: impl callsign_core::policy::Policy) -> Self {
-            self.settings.policy = Box::new(policy);
+            self.settings.balancer = $crate::channel::ready::Balancer::new(policy);
             self
         }
 

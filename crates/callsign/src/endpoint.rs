@@ -9,6 +9,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
 };
+use tonic::Code;
 
 use crate::{
     connection::{self, Closed, Sender},
@@ -59,16 +60,21 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// Counts a call as in flight until the guard is dropped
-    pub(crate) fn start(self: &Arc<Self>) -> InFlight {
-        self.load.start();
-        InFlight { endpoint: Arc::clone(self) }
+    pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> InFlight {
+        self.load.start(now);
+        InFlight { endpoint: Arc::clone(self), started: now, waiting: true }
     }
 }
 
 /// A call in flight
+///
+/// Dropped, it has been given up by its caller: neither a success nor a failure.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     endpoint: Arc<Endpoint>,
+    started: std::time::Instant,
+    /// Whether the response has yet to begin.
+    waiting: bool,
 }
 
 impl InFlight {
@@ -76,12 +82,58 @@ impl InFlight {
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
+
+    /// The response has begun; `code` if it has ended with that
+    pub(crate) fn answered(&mut self, code: Option<Code>) {
+        self.waiting = false;
+        let now = Instant::now().into_std();
+        // Who fails at once is not fast.
+        let latency = now.saturating_duration_since(self.started);
+        self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
+    }
+
+    /// The call has ended with `code`
+    pub(crate) fn ended(self, code: Code) {
+        let load = &self.endpoint.load;
+        if blames(code) {
+            load.failed(Instant::now().into_std());
+        } else {
+            load.succeeded();
+        }
+    }
+
+    /// The endpoint has not taken the call
+    pub(crate) fn untaken(mut self) {
+        self.waiting = false;
+        self.endpoint.load.untaken();
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.endpoint.load.finish();
+        let load = &self.endpoint.load;
+        if self.waiting {
+            let now = Instant::now().into_std();
+            load.given_up(now.saturating_duration_since(self.started), now);
+        }
+        load.finish();
     }
+}
+
+/// Whether a call that ends like this may be its endpoint's fault
+///
+/// The codes that Envoy and linkerd count as a server's failures, but for UNIMPLEMENTED: a method that a server lacks says
+/// nothing of its others. What a caller did (INVALID_ARGUMENT, NOT_FOUND, CANCELLED...) is nobody else's fault.
+fn blames(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
 }
 
 /// A change of an endpoint's state, told to its channel

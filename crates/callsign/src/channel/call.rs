@@ -13,12 +13,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, request::Parts, uri::Scheme};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 
-use super::{
-    CallOptions, EndpointAddress, Inner, WaitForReady,
-    shared::{Picked, Shared},
-};
+use super::{CallOptions, EndpointAddress, Inner, WaitForReady, ready::Picked, shared::Shared};
 use crate::{
     connection::{Incoming, SendError},
     deadline::far,
@@ -38,7 +35,12 @@ pub(super) async fn call(channel: Arc<Inner>, request: Request<Body>) -> Result<
     let mut call = Call::new(request, told, options);
     match timeout_at(far(now, timeout), call.run(shared)).await {
         Ok(result) => result,
-        Err(_) => Err(error::deadline_exceeded(shared.service(), timeout, call.sent_to.as_deref())),
+        Err(_) => {
+            let sent_to = call.in_flight.as_ref().map(|call| &**call.endpoint());
+            let status = error::deadline_exceeded(shared.service(), timeout, sent_to);
+            call.end(status.code());
+            Err(status)
+        }
     }
 }
 
@@ -57,15 +59,15 @@ struct Call {
     outgoing: Outgoing,
     wait_for_ready: bool,
     told: Option<Told>,
-    /// Where the request was sent last.
-    sent_to: Option<Arc<Endpoint>>,
+    /// While the request is sent.
+    in_flight: Option<InFlight>,
 }
 
 impl Call {
     fn new(mut request: Request<Body>, told: Option<Told>, options: &CallOptions) -> Self {
         let wait_for_ready = request.extensions_mut().remove::<WaitForReady>().is_some();
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
-        Self { outgoing: Outgoing::new(request), wait_for_ready, told, sent_to: None }
+        Self { outgoing: Outgoing::new(request), wait_for_ready, told, in_flight: None }
     }
 
     async fn run(&mut self, shared: &Shared) -> Result<Response<Body>, Status> {
@@ -73,18 +75,28 @@ impl Call {
         let mut refused = false;
         loop {
             let Picked { in_flight, stream } = shared.pick(avoid, self.wait_for_ready).await?;
-            let endpoint = in_flight.endpoint();
+            let endpoint = Arc::clone(self.in_flight.insert(in_flight).endpoint());
             avoid = Some(endpoint.number);
-            self.address_to(endpoint)?;
-            self.sent_to = Some(Arc::clone(endpoint));
+            self.address_to(&endpoint)?;
             match stream.send(&mut self.outgoing).await {
-                Ok(response) => return Ok(self.respond(response, in_flight)),
-                Err(SendError::NotSent) => self.sent_to = None,
+                Ok(response) => return Ok(self.respond(response)),
+                Err(SendError::NotSent) => {}
                 // The server's library refused it, unseen by the application: once more (gRFC A6).
                 Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => refused = true,
-                Err(SendError::Refused(status) | SendError::Failed(status)) => return Err(status),
+                Err(SendError::Refused(status) | SendError::Failed(status)) => {
+                    self.end(status.code());
+                    return Err(status);
+                }
             }
-            tracing::debug!(endpoint = %in_flight.endpoint().address, refused, "call not taken, sent again");
+            self.in_flight.take().map(InFlight::untaken);
+            tracing::debug!(endpoint = %endpoint.address, refused, "call not taken, sent again");
+        }
+    }
+
+    /// The call has ended with `code`, wherever it was sent
+    fn end(&mut self, code: Code) {
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.ended(code);
         }
     }
 
@@ -105,12 +117,16 @@ impl Call {
         Ok(())
     }
 
-    fn respond(&self, response: Response<Incoming>, in_flight: InFlight) -> Response<Body> {
+    fn respond(&mut self, response: Response<Incoming>) -> Response<Body> {
         let (mut parts, incoming) = response.into_parts();
-        let endpoint = in_flight.endpoint();
-        parts.extensions.insert(EndpointAddress(endpoint.address.clone()));
+        let mut in_flight = self.in_flight.take();
+        let code = code_in(&parts.headers);
+        if let Some(in_flight) = &mut in_flight {
+            in_flight.answered(code);
+            parts.extensions.insert(EndpointAddress(in_flight.endpoint().address.clone()));
+        }
         let deadline = self.told.map(|told| told.deadline);
-        let body = ResponseBody { incoming, in_flight: Some(in_flight), deadline, timer: None };
+        let body = ResponseBody { incoming, in_flight, code, deadline, timer: None };
         Response::from_parts(parts, Body::new(body))
     }
 }
@@ -120,6 +136,8 @@ struct ResponseBody {
     incoming: Incoming,
     /// `None` once the response has ended, however long the reader keeps the body.
     in_flight: Option<InFlight>,
+    /// What the headers said, if the response has no more than those.
+    code: Option<Code>,
     deadline: Option<Instant>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
@@ -137,6 +155,22 @@ impl ResponseBody {
     fn is_late(&self) -> bool {
         self.timer.as_ref().is_some_and(|timer| timer.is_elapsed())
     }
+
+    /// The response has ended like this
+    fn end(&mut self, last: Option<&Result<Frame<Bytes>, Status>>) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        let trailers = |frame: &Frame<Bytes>| frame.trailers_ref().and_then(code_in);
+        in_flight.ended(match last {
+            Some(Ok(frame)) => trailers(frame).unwrap_or(Code::Unknown),
+            Some(Err(status)) => status.code(),
+            None => self.code.unwrap_or(Code::Unknown),
+        });
+    }
+}
+
+/// The status in headers or trailers
+fn code_in(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
 }
 
 impl HttpBody for ResponseBody {
@@ -155,15 +189,16 @@ impl HttpBody for ResponseBody {
                 }
             }
             Poll::Ready(last) => {
-                this.in_flight = None;
+                this.end(last.as_ref());
                 return Poll::Ready(last);
             }
             Poll::Pending => ready!(this.poll_deadline(cx)),
         }
         this.incoming.cancel();
-        let late =
-            this.in_flight.take().map(|call| error::deadline_exceeded_reading(&call.endpoint().address));
-        Poll::Ready(late.map(Err))
+        let late = this.in_flight.as_ref();
+        let late = late.map(|call| Err(error::deadline_exceeded_reading(&call.endpoint().address)));
+        this.end(late.as_ref());
+        Poll::Ready(late)
     }
 
     fn is_end_stream(&self) -> bool {

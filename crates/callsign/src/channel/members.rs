@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use callsign_core::hold::{Decision, Hold, Stands};
+use callsign_core::{
+    hold::{Decision, Hold, Stands},
+    load::Load,
+};
 use http::uri::Authority;
 use tokio::sync::mpsc;
 
@@ -72,6 +75,7 @@ impl<K: Hash + Eq> Members<K> {
             if is_anew(&member.instance, &instance) {
                 member.handle.renew();
             }
+            book.describe(member.number, &instance.metadata);
             member.instance = instance;
             return;
         }
@@ -81,6 +85,7 @@ impl<K: Hash + Eq> Members<K> {
             member.handle.renew();
             self.hold.insert(member.number, now);
             book.set_standing(member.number, Standing::Listed);
+            book.describe(member.number, &instance.metadata);
             self.listed.insert(key, Member { instance, ..member });
             return;
         }
@@ -100,9 +105,9 @@ impl<K: Hash + Eq> Members<K> {
         self.skipped.remove(&key);
         let number = self.next_number;
         self.next_number += 1;
-        let (address, load) = (instance.address.clone(), Arc::default());
+        let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
         let endpoint = Arc::new(Endpoint { number, address, authority, load });
-        book.entries.insert(number, Entry::new(Arc::clone(&endpoint)));
+        book.entries.insert(number, Entry::new(Arc::clone(&endpoint), instance.metadata.clone()));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
         self.listed.insert(key, Member { number, instance, handle });

@@ -10,25 +10,28 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use callsign_core::policy::{Candidate, Pick, Policy};
 use tokio::{
     sync::broadcast,
     time::{Instant, timeout_at},
 };
 use tonic::Status;
 
-use super::view::{EndpointInfo, EndpointUpdate};
+use super::{
+    ready::{Balancer, Picked, Ready, Target, Unpicked},
+    view::{EndpointInfo, EndpointUpdate},
+};
 use crate::{
-    connection::{OpenStream, Sender, Waiters},
+    connection::{Sender, Waiters},
     deadline::far,
-    endpoint::{Endpoint, EndpointState, Event, InFlight},
+    endpoint::{Endpoint, EndpointState, Event},
     error,
+    instance::Metadata,
 };
 
 /// Everything of a channel but its owner
 pub(super) struct Shared {
     service: String,
-    policy: Box<dyn Policy>,
+    balancer: Balancer,
     pick_timeout: Duration,
     /// Says why there is no list of instances yet, if there is none.
     missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
@@ -40,13 +43,6 @@ pub(super) struct Shared {
     waiters: Arc<Waiters>,
     /// The pool is gone: no endpoint will ever be ready again.
     ended: AtomicBool,
-}
-
-/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
-#[derive(Default)]
-struct Ready {
-    candidates: Vec<Candidate>,
-    targets: Vec<(Arc<Endpoint>, Sender)>,
 }
 
 /// Every endpoint of the channel, and what is to be told of them
@@ -61,6 +57,8 @@ pub(super) struct Book {
 
 pub(super) struct Entry {
     endpoint: Arc<Endpoint>,
+    /// As discovery has told it last.
+    metadata: Metadata,
     standing: Standing,
     /// As its task sees it, which knows nothing of discovery.
     state: EndpointState,
@@ -103,16 +101,16 @@ impl Book {
         self.entries.get(&endpoint).is_some_and(|entry| entry.sender.is_some())
     }
 
-    /// Who is ready
-    fn ready(&self) -> Ready {
-        let mut ready = Ready::default();
-        for entry in self.entries.values() {
-            let Some(sender) = entry.in_use() else { continue };
-            let (load, streams) = (Arc::clone(&entry.endpoint.load), Arc::clone(sender.streams()));
-            ready.candidates.push(Candidate::new(entry.endpoint.number, load, streams));
-            ready.targets.push((Arc::clone(&entry.endpoint), sender.clone()));
+    /// What discovery says of a known endpoint now
+    pub(super) fn describe(&mut self, endpoint: u64, metadata: &Metadata) {
+        if self.entries.get(&endpoint).is_some_and(|entry| entry.metadata != *metadata) {
+            self.change(endpoint, |entry| entry.metadata = metadata.clone());
         }
-        ready
+    }
+
+    /// Who is ready
+    fn ready(&self, balancer: &Balancer) -> Ready {
+        Ready::new(balancer, self.entries.values().filter_map(Entry::target))
     }
 
     /// Changes an entry; what others see of that will be told
@@ -132,8 +130,16 @@ impl Book {
 }
 
 impl Entry {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, standing: Standing::Listed, state: EndpointState::Idle, sender: None, cause: None }
+    pub(super) fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
+        let (standing, state) = (Standing::Listed, EndpointState::Idle);
+        Self { endpoint, metadata, standing, state, sender: None, cause: None }
+    }
+
+    fn target(&self) -> Option<Target> {
+        let sender = self.in_use()?.clone();
+        let zone = self.metadata.zone().map(Arc::from);
+        let endpoint = Arc::clone(&self.endpoint);
+        Some(Target { endpoint, sender, weight: self.metadata.weight(), zone })
     }
 
     /// What calls are sent with, if any are
@@ -169,18 +175,6 @@ impl Entry {
     }
 }
 
-/// An endpoint that takes a call, and the stream it takes it with
-pub(super) struct Picked {
-    pub(super) stream: OpenStream,
-    pub(super) in_flight: InFlight,
-}
-
-/// Why nobody was picked
-enum Unpicked {
-    NoneReady,
-    AllFull,
-}
-
 /// Calls that may wait for an endpoint at the same time.
 const MOST_WAITING: usize = 10_000;
 /// Updates kept for a slow reader; one that falls behind further is told the present states again.
@@ -189,17 +183,17 @@ const UPDATES: usize = 1024;
 impl Shared {
     pub(super) fn new(
         service: String,
-        policy: Box<dyn Policy>,
+        balancer: Balancer,
         pick_timeout: Duration,
         missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
         waiters: Arc<Waiters>,
     ) -> Self {
         Self {
             service,
-            policy,
+            balancer,
             pick_timeout,
             missing_list,
-            ready: ArcSwap::default(),
+            ready: ArcSwap::from_pointee(Ready::empty()),
             book: Mutex::default(),
             updates: broadcast::Sender::new(UPDATES),
             waiters,
@@ -221,7 +215,7 @@ impl Shared {
     pub(super) fn publish(&self, mut book: MutexGuard<'_, Book>) {
         // Of thousands of endpoints some always try to connect, which is no news to calls.
         if std::mem::take(&mut book.stale) {
-            self.ready.store(Arc::new(book.ready()));
+            self.ready.store(Arc::new(book.ready(&self.balancer)));
             self.waiters.wake_all();
         }
         for update in std::mem::take(&mut book.untold) {
@@ -233,7 +227,7 @@ impl Shared {
     /// Nothing will be published any more
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
-        self.ready.store(Arc::default());
+        self.ready.store(Arc::new(Ready::empty()));
         self.waiters.wake_all();
     }
 
@@ -249,7 +243,7 @@ impl Shared {
 
     /// Picks an endpoint, waiting for one if need be; `avoid` has just handed the call back
     pub(super) async fn pick(&self, avoid: Option<u64>, wait_for_ready: bool) -> Result<Picked, Status> {
-        match self.try_pick(avoid) {
+        match self.ready.load().pick(avoid) {
             Ok(picked) => Ok(picked),
             Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !wait_for_ready => {
                 Err(self.unavailable())
@@ -265,7 +259,7 @@ impl Shared {
             // Asked for before looking: what happens from here on is not missed.
             let mut notified = std::pin::pin!(place.notified());
             notified.as_mut().enable();
-            match self.try_pick(None) {
+            match self.ready.load().pick(None) {
                 Ok(picked) => return Ok(picked),
                 Err(_) if self.ended.load(Ordering::SeqCst) => {
                     return Err(error::channel_ended(&self.service));
@@ -286,42 +280,12 @@ impl Shared {
         }
     }
 
-    fn try_pick(&self, avoid: Option<u64>) -> Result<Picked, Unpicked> {
-        let ready = self.ready.load();
-        // Another endpoint if there is one, else the same one again.
-        let picked =
-            self.pick_from(&ready, avoid).or_else(|| avoid.and_then(|_| self.pick_from(&ready, None)));
-        picked.ok_or_else(|| {
-            // A connection that takes no more streams is lost already, only not yet published as such.
-            let open = ready.candidates.iter().any(Candidate::is_open);
-            if open { Unpicked::AllFull } else { Unpicked::NoneReady }
-        })
-    }
-
-    fn pick_from(&self, ready: &Ready, avoid: Option<u64>) -> Option<Picked> {
-        let mut random = fastrand::Rng::new();
-        // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
-        // last means that somebody else got a stream.
-        for _ in 0..=ready.candidates.len() {
-            let mut pick = Pick { random: &mut random, avoid };
-            let chosen = self.policy.pick(&ready.candidates, &mut pick)?;
-            let (endpoint, sender) = ready.targets.get(chosen)?;
-            if avoid == Some(endpoint.number) {
-                return None;
-            }
-            if let Some(stream) = sender.try_open() {
-                return Some(Picked { stream, in_flight: endpoint.start() });
-            }
-        }
-        None
-    }
-
     /// Waits until an endpoint is ready, or none ever will be
     pub(super) async fn until_ready(&self) {
         loop {
             let mut notified = std::pin::pin!(self.waiters.news());
             notified.as_mut().enable();
-            if !self.ready.load().candidates.is_empty() || self.ended.load(Ordering::SeqCst) {
+            if !self.ready.load().is_empty() || self.ended.load(Ordering::SeqCst) {
                 return;
             }
             notified.await;

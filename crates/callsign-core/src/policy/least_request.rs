@@ -8,17 +8,21 @@ use super::{Candidate, Pick, Policy};
 /// "always the least loaded" (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). The two are
 /// distinct, unlike gRFC A48's, so an endpoint that hangs is not picked against itself. Equal loads are split evenly.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct P2c(());
+pub struct LeastRequest(());
 
-impl P2c {
+impl LeastRequest {
     /// The policy; it has no settings
     pub fn new() -> Self {
         Self(())
     }
 }
 
-impl Policy for P2c {
-    fn pick(&self, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+impl Policy for LeastRequest {
+    type Plan = ();
+
+    fn plan(&self, _: &[Candidate]) {}
+
+    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
         let count = candidates.len();
         if count < 2 {
             return (count == 1 && call.allows(&candidates[0])).then_some(0);
@@ -43,16 +47,21 @@ impl Policy for P2c {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Instant};
 
     use super::*;
     use crate::{load::Load, streams::Streams};
+
+    fn zero() -> Instant {
+        #[allow(clippy::disallowed_methods, reason = "any instant will do as the zero of a test")]
+        Instant::now()
+    }
 
     fn candidates(count: u64) -> Vec<Candidate> {
         let ready = |endpoint| {
             let streams = Arc::new(Streams::default());
             streams.set_limit(100);
-            Candidate::new(endpoint, Arc::new(Load::default()), streams)
+            Candidate::new(endpoint, Arc::new(Load::new(zero())), streams)
         };
         (0..count).map(ready).collect()
     }
@@ -61,8 +70,8 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         let mut shares = vec![0; candidates.len()];
         for _ in 0..picks {
-            let mut call = Pick { random: &mut random, avoid };
-            if let Some(index) = P2c::new().pick(candidates, &mut call) {
+            let mut call = Pick { avoid, ..Pick::new(&mut random, zero()) };
+            if let Some(index) = LeastRequest::new().pick(&(), candidates, &mut call) {
                 shares[index] += 1;
             }
         }
@@ -86,11 +95,11 @@ mod tests {
     #[test]
     fn the_busiest_of_two_gets_nothing_and_of_three_loses_each_comparison() {
         let two = candidates(2);
-        two[1].load.start();
+        two[1].load.start(zero());
         assert_eq!(shares(&two, None, 100), [100, 0]);
 
         let three = candidates(3);
-        three[2].load.start();
+        three[2].load.start(zero());
         assert_eq!(shares(&three, None, 1000)[2], 0);
     }
 
