@@ -382,6 +382,7 @@ impl Shared {
     }
 
     /// Why no endpoint is ready, for people
+    #[cfg(feature = "etcd")]
     pub(super) fn why_unready(&self) -> String {
         self.why_none(None)
     }

@@ -3,8 +3,8 @@
 use metrics::{Counter, SharedString};
 
 use super::{
-    GRANTS, INSTANCES, LISTS, LOGINS_REFUSED, LOSSES, MOVES, REGISTRATIONS, RESUMES, SESSIONS, SKIPPED,
-    share::{Share, Standing},
+    GRANTS, INSTANCES, LISTS, LOGINS_REFUSED, LOSSES, MOVES, Metric, REGISTRATIONS, RESUMES, SESSIONS,
+    SKIPPED, share::Share,
 };
 use crate::etcd::{
     SessionState,
@@ -127,4 +127,34 @@ pub(crate) fn instances(service: &str) -> Share {
 /// Keys of a service that are no instance
 pub(crate) fn skipped_keys(service: &str) -> Counter {
     SKIPPED.counter([service.to_owned().into()])
+}
+
+/// Counts something in the state that it is in, by a gauge whose last label is the state
+#[derive(Debug)]
+struct Standing {
+    metric: Metric,
+    label: Option<SharedString>,
+    state: Option<&'static str>,
+    counted: Option<Share>,
+}
+
+impl Standing {
+    /// With `label`, if it has one before the state
+    fn new(metric: Metric, label: Option<SharedString>) -> Self {
+        Self { metric, label, state: None, counted: None }
+    }
+
+    /// It is in this state now, or not counted any more
+    fn set(&mut self, state: Option<&'static str>) {
+        if self.state == state {
+            return;
+        }
+        self.state = state;
+        self.counted = state.map(|state| {
+            let labels = self.label.clone().into_iter().chain([state.into()]);
+            let mut share = Share::new(self.metric.gauge(labels));
+            share.set(1);
+            share
+        });
+    }
 }
