@@ -156,7 +156,7 @@ impl Subscriber for Recorder {
 
 fn client(addresses: impl IntoIterator<Item = callsign::Address>) -> EchoClient<Channel> {
     let addresses: Vec<_> = addresses.into_iter().collect();
-    EchoClient::new(Channel::builder(discover::fixed(addresses)).name(SERVICE).build().unwrap())
+    EchoClient::new(Channel::builder(discover::fixed(addresses)).name(SERVICE).build().expect("valid"))
 }
 
 async fn serving() -> Scripted {
