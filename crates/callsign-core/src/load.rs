@@ -1,9 +1,8 @@
 //! What is known of an endpoint's load: calls in flight, latency, failures
 
-use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Load statistics of one endpoint
 ///
@@ -13,25 +12,30 @@ use std::{
 /// A call goes through [`start`](Self::start), then one of [`answered`](Self::answered), [`given_up`](Self::given_up) and
 /// [`untaken`](Self::untaken), then [`finish`](Self::finish); how it ended is told by [`succeeded`](Self::succeeded) or
 /// [`failed`](Self::failed), or not at all.
+// What a pick reads lies in the first cache line, whatever the compiler thinks; all in one, since each call writes it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Load {
     /// The zero of all times here.
     epoch: Instant,
     in_flight: AtomicU32,
-    /// Calls in flight whose response has not begun.
-    waiting: AtomicU32,
-    /// Since when calls wait and none was answered, in nanoseconds after the epoch and one more; zero if none waits.
-    unanswered_since: AtomicU64,
-    latency: Latency,
     /// Failures in a row.
     failures: AtomicU32,
-    /// When the last of them was, in nanoseconds after the epoch.
+    latency: Latency,
+    /// Since when calls wait and none was answered, in nanoseconds after the epoch and one more; zero if none waits.
+    unanswered_since: AtomicU64,
+    /// When the last of the failures in a row was, in nanoseconds after the epoch.
     failed_at: AtomicU64,
+    /// Calls in flight whose response has not begun.
+    waiting: AtomicU32,
     started: AtomicU64,
     answers: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
 }
+
+#[cfg(all(target_pointer_width = "64", not(loom)))]
+const _: () = assert!(std::mem::offset_of!(Load, waiting) < 64);
 
 impl Load {
     /// Nothing is known yet
@@ -322,7 +326,7 @@ mod tests {
     #[test]
     fn one_slow_answer_at_most_doubles_the_estimate_and_a_few_reach_their_own() {
         let (load, t0) = load();
-        let mut answer = |latency: Duration, at| {
+        let answer = |latency: Duration, at| {
             load.start(at);
             load.answered(Some(latency), at);
             load.latency(at)
