@@ -161,7 +161,7 @@ fn an_allowed_candidate_is_picked_if_there_is_one_whatever_the_numbers_are() {
                 match picked {
                     Some(index) => assert!(call.allows(&fleet.candidates()[index]), "{}", subject.name),
                     None => {
-                        assert!(!fleet.candidates().iter().any(|one| call.allows(one)), "{}", subject.name)
+                        assert!(fleet.candidates().iter().all(|one| !call.allows(one)), "{}", subject.name)
                     }
                 }
             }

@@ -41,11 +41,13 @@ impl Policy for P2cEwma {
 
 fn is_better(odds: &Odds, one: &Candidate, other: &Candidate, call: &Pick<'_>) -> bool {
     let (expected, others) = (one.load().expected(call.now), other.load().expected(call.now));
-    if expected < ALIKE * others && others < ALIKE * expected {
-        return is_less_busy(one, other);
-    }
-    let queue = |candidate: &Candidate| candidate.in_flight() as f32 / odds.relative_weight(candidate) + 1.0;
-    expected * queue(one) < others * queue(other)
+    let (weight, others_weight) = (odds.relative_weight(one), odds.relative_weight(other));
+    let is_alike = expected < ALIKE * others && others < ALIKE * expected;
+    // `expected * (in_flight / weight + 1)` on either side, without the divisions.
+    let cost = expected * (one.in_flight() as f32 + weight) * others_weight;
+    let others_cost = others * (other.in_flight() as f32 + others_weight) * weight;
+    // Without a branch: nobody can predict it, and to guess wrong costs more than all of this.
+    (is_alike & is_less_busy(one, other)) | (!is_alike & (cost < others_cost))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use super::{Candidate, Pick};
 pub struct Odds {
     /// `None` if all weigh the same.
     aliases: Option<Box<[Alias]>>,
-    mean_weight: f32,
+    /// One, divided by the mean of the weights.
+    per_mean_weight: f32,
 }
 
 impl Odds {
@@ -15,13 +16,13 @@ impl Odds {
         let equal = candidates.windows(2).all(|pair| pair[0].weight() == pair[1].weight());
         let weights = || candidates.iter().map(Candidate::weight);
         let total: u64 = weights().map(u64::from).sum();
-        let mean_weight = (total as f32 / candidates.len().max(1) as f32).max(1.0);
-        Self { aliases: (!equal).then(|| aliases(weights(), total)), mean_weight }
+        let per_mean_weight = candidates.len() as f32 / total.max(1) as f32;
+        Self { aliases: (!equal).then(|| aliases(weights(), total)), per_mean_weight }
     }
 
     /// A candidate's weight, where the mean of all is 1
     pub(super) fn relative_weight(&self, candidate: &Candidate) -> f32 {
-        candidate.weight() as f32 / self.mean_weight
+        candidate.weight() as f32 * self.per_mean_weight
     }
 
     /// Draws two distinct candidates, and takes the first unless the second `is_better`
@@ -97,7 +98,7 @@ struct Alias {
 fn draw(aliases: &[Alias], random: &mut fastrand::Rng) -> usize {
     let bits = random.u64(..);
     // The upper half chooses the column: a multiplication maps it to the range, with a bias below 2^-18 for 10 000.
-    let column = ((bits >> 32) * aliases.len() as u64 >> 32) as usize;
+    let column = (((bits >> 32) * aliases.len() as u64) >> 32) as usize;
     let Alias { below, other } = aliases[column];
     if (bits as u32) < below { column } else { other as usize }
 }
