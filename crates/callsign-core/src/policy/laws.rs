@@ -158,12 +158,9 @@ fn an_allowed_candidate_is_picked_if_there_is_one_whatever_the_numbers_are() {
                 let (avoid, excluded) = (unwanted(&mut random), unwanted(&mut random));
                 let mut call = Pick { avoid, excluded, ..Pick::new(&mut random, now) };
                 let picked = pick(&mut call);
-                match picked {
-                    Some(index) => assert!(call.allows(&fleet.candidates()[index]), "{}", subject.name),
-                    None => {
-                        assert!(fleet.candidates().iter().all(|one| !call.allows(one)), "{}", subject.name)
-                    }
-                }
+                let expected = fleet.candidates().iter().any(|one| call.allows(one));
+                assert_eq!(picked.is_some(), expected, "{}", subject.name);
+                assert!(picked.is_none_or(|index| call.allows(&fleet.candidates()[index])), "{}", subject.name);
             }
         }
     }
