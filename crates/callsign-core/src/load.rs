@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::sync::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
+};
 
 /// Load statistics of one endpoint
 ///
@@ -15,6 +18,9 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 /// A call goes through [`start`](Self::start), then one of [`answered`](Self::answered), [`given_up`](Self::given_up) and
 /// [`untaken`](Self::untaken), then [`finish`](Self::finish); how it ended is told by [`succeeded`](Self::succeeded) or
 /// [`failed`](Self::failed), or not at all.
+///
+/// When nobody waits, nobody has an age. A call that begins just when another is answered or the last one ends may have none
+/// until the next call begins: it is counted in flight and as waiting all the same.
 // What a pick reads lies in the first cache line, whatever the compiler thinks; all in one, since each call writes it.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -105,7 +111,9 @@ impl Load {
 
     /// Whether others wait still
     fn stop_waiting(&self) -> bool {
-        self.waiting.fetch_sub(1, Relaxed) > 1
+        // The last one clears the age, and has to see what those before it have stored there: else an endpoint for
+        // which nobody waits would grow older and older, and never be picked again.
+        self.waiting.fetch_sub(1, AcqRel) > 1
     }
 
     /// Ends a call that [`start`](Self::start) counted
