@@ -21,3 +21,8 @@ pub mod backoff;
 pub mod keepalive;
 
 pub mod hold;
+
+mod sync;
+
+#[cfg(all(test, loom))]
+mod loom_tests;
