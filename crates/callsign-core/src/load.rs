@@ -174,7 +174,8 @@ impl Load {
 
     /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
     ///
-    /// A peak EWMA: see [`Latency`]. It fades while there are no samples, so that an endpoint that was slow is tried again.
+    /// A peak EWMA: it rises at once, though by no more than a doubling at a time, and falls with a time constant of 2 s. It
+    /// fades while there are no samples, so that an endpoint that was slow is tried again.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
     }
