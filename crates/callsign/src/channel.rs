@@ -11,10 +11,17 @@ mod target;
 #[cfg(all(test, feature = "etcd"))]
 mod fuzz;
 
+mod connecting;
+
 mod call;
-mod members;
 mod pool;
+
+mod members;
+mod selection;
+
+mod around;
 mod ready;
+
 mod shared;
 mod view;
 
@@ -30,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use callsign_core::{keepalive::KeepAlive, policy::P2cEwma};
+use callsign_core::policy::P2cEwma;
 use http::{HeaderValue, Request, Response, uri::Authority};
 use tokio::sync::oneshot;
 use tonic::{Status, body::Body};
@@ -46,13 +53,15 @@ pub use self::{
 pub use crate::endpoint::EndpointState;
 
 use self::{
-    members::{EndpointConfig, Members},
+    connecting::{Connecting, connecting_settings},
+    members::Members,
     pool::Pool,
     ready::Balancer,
+    selection::{Rules, Selection},
     shared::Shared,
 };
 use crate::{
-    connection::{self, Transport, Waiters},
+    connection::{self, Waiters},
     instance::{Address, Instance},
 };
 
@@ -88,7 +97,7 @@ impl Channel {
     pub fn builder<D>(discover: D) -> ChannelBuilder<D>
     where
         D: Discover<Service = Instance> + Unpin + Send + 'static,
-        D::Key: Hash + Eq + Send + 'static,
+        D::Key: Hash + Eq + Send + Sync + 'static,
         D::Error: Into<BoxError>,
     {
         ChannelBuilder { discover, settings: Settings::default() }
@@ -173,7 +182,7 @@ pub struct ChannelBuilder<D> {
 }
 
 /// A setting that cannot be
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
     /// The user agent has characters that no header can hold: printable ASCII is safe
@@ -182,6 +191,24 @@ pub enum SettingsError {
     /// The authority is not `host` or `host:port`
     #[error("the authority {0:?} is not host or host:port")]
     Authority(String),
+    /// The subset has no members: leave it out to connect to all instances
+    #[error("a subset of 0 instances is nobody")]
+    Subset,
+    /// Servers would take such pings for an attack: let there be 10 s between two at least
+    #[error("a keepalive interval of {0:?} is less than 10s")]
+    Keepalive(Duration),
+    /// The settings for TLS make no sense, or a file in them cannot be used: correct them
+    #[cfg(feature = "tls")]
+    #[error("bad TLS settings: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// The names to verify would come from discovery, and the system's roots vouch for any name: name a CA by
+    /// [`Tls::ca_file`](crate::Tls::ca_file) or the one name to verify by [`Tls::server_name`](crate::Tls::server_name), or
+    /// allow it by `trust_system_roots_for_discovered_names` of the builder
+    #[cfg(feature = "tls")]
+    #[error(
+        "the system's roots would vouch for any name that discovery gives: name a CA, or the name to verify"
+    )]
+    DiscoveredNames,
 }
 
 struct Settings {
@@ -193,6 +220,7 @@ struct Settings {
     hold_window: Duration,
     user_agent: Option<String>,
     authority: Option<String>,
+    connecting: Connecting,
     missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
@@ -207,6 +235,7 @@ impl Default for Settings {
             hold_window: Duration::ZERO,
             user_agent: None,
             authority: None,
+            connecting: Connecting::default(),
             missing_list: Box::new(|| None),
         }
     }
@@ -219,7 +248,7 @@ impl Settings {
     fn build<D>(self, discover: D) -> Result<Channel, SettingsError>
     where
         D: Discover<Service = Instance> + Unpin + Send + 'static,
-        D::Key: Hash + Eq + Send + 'static,
+        D::Key: Hash + Eq + Send + Sync + 'static,
         D::Error: Into<BoxError>,
     {
         let options = CallOptions {
@@ -231,17 +260,22 @@ impl Settings {
             |text: String| Authority::try_from(text.as_str()).map_err(|_| SettingsError::Authority(text));
         let authority = self.authority.map(parse).transpose()?;
         let waiters = Arc::<Waiters>::default();
+        let connecting = self.connecting;
         let connection = connection::Config {
             connect_timeout: CONNECT_TIMEOUT,
-            transport: Transport::Plain,
-            keep_alive: KeepAlive::default(),
+            transport: connecting.transport()?,
+            keep_alive: connecting.keep_alive()?,
             waiters: Arc::clone(&waiters),
         };
-        let shared = Shared::new(self.service, self.balancer, self.pick_timeout, self.missing_list, waiters);
+        let encrypted = !connection.transport.is_plain();
+        let subset = connecting.subset()?;
+        let selection = Selection::new(Rules { encrypted, accept: connecting.accept, authority }, subset);
+        let balancer = self.balancer.within(connecting.around);
+        let shared = Shared::new(self.service, balancer, self.pick_timeout, self.missing_list, waiters);
         let shared = Arc::new(shared);
         let (used, unused) = oneshot::channel();
-        let members = Members::new(EndpointConfig { connection, authority }, self.hold_window);
-        let pool = Pool::new(discover, members, Arc::clone(&shared));
+        let members = Members::new(connection, self.hold_window);
+        let pool = Pool::new(discover, selection, members, Arc::clone(&shared));
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }
@@ -326,10 +360,11 @@ use call_settings;
 impl<D> ChannelBuilder<D>
 where
     D: Discover<Service = Instance> + Unpin + Send + 'static,
-    D::Key: Hash + Eq + Send + 'static,
+    D::Key: Hash + Eq + Send + Sync + 'static,
     D::Error: Into<BoxError>,
 {
     call_settings!();
+    connecting_settings!();
 
     /// How messages call what is behind this channel
     ///

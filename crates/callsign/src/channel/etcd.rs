@@ -14,6 +14,7 @@ use tower_service::Service;
 
 use super::{
     Channel, EndpointInfo, Settings, SettingsError, Updates, call_settings,
+    connecting::connecting_settings,
     target::{Target, TargetError, redacted},
 };
 use crate::{
@@ -147,6 +148,7 @@ pub struct EtcdChannelBuilder {
 
 impl EtcdChannelBuilder {
     call_settings!();
+    connecting_settings!();
 
     /// The session to look the service up with
     ///
@@ -199,6 +201,7 @@ impl EtcdChannelBuilder {
         let (options, service) = match target.parse()? {
             Target::Etcd { options, service } => (options, service),
             Target::Direct(addresses) => {
+                settings.connecting.take_configured(&addresses, &target)?;
                 settings.service = target;
                 let channel = settings.build(fixed(addresses))?;
                 return Ok((EtcdChannel { channel }, String::new()));

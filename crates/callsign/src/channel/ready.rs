@@ -2,16 +2,25 @@
 
 use std::sync::Arc;
 
-use callsign_core::policy::{Candidate, Pick, Policy};
+use callsign_core::{
+    policy::{Candidate, Pick, Policy},
+    slow_start::Freshness,
+};
 use tokio::time::Instant;
 
+use super::around::Around;
 use crate::{
     connection::{OpenStream, Sender},
     endpoint::{Endpoint, InFlight},
 };
 
-/// A policy, whatever its plan is
-pub(super) struct Balancer(Box<dyn Fn(&[Candidate]) -> Picker + Send + Sync>);
+/// A policy, whatever its plan is, and what is around it
+pub(super) struct Balancer {
+    plan: Planner,
+    pub(super) around: Around,
+}
+
+type Planner = Box<dyn Fn(&[Candidate]) -> Picker + Send + Sync>;
 
 /// A policy with the plan for one set of candidates
 type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + Sync>;
@@ -19,10 +28,16 @@ type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + 
 impl Balancer {
     pub(super) fn new(policy: impl Policy) -> Self {
         let policy = Arc::new(policy);
-        Self(Box::new(move |candidates| {
+        let plan = move |candidates: &[Candidate]| -> Picker {
             let (policy, plan) = (Arc::clone(&policy), policy.plan(candidates));
             Box::new(move |candidates, call| policy.pick(&plan, candidates, call))
-        }))
+        };
+        Self { plan: Box::new(plan), around: Around::default() }
+    }
+
+    /// The same policy with this around it
+    pub(super) fn within(self, around: Around) -> Self {
+        Self { around, ..self }
     }
 }
 
@@ -32,11 +47,13 @@ pub(super) struct Target {
     pub(super) sender: Sender,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
+    /// Since when its server is, for slow start.
+    pub(super) fresh: Freshness,
 }
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, weight, zone } = self;
+        let Self { endpoint, sender, weight, zone, .. } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
             .with_name(endpoint.authority.as_str())
@@ -49,6 +66,7 @@ pub(super) struct Ready {
     candidates: Vec<Candidate>,
     targets: Vec<Target>,
     picker: Picker,
+    around: Around,
 }
 
 /// An endpoint that takes a call, and the stream it takes it with
@@ -64,15 +82,18 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>) -> Self {
-        let targets: Vec<_> = targets.collect();
+    /// Those of `targets` that take part; `near` endpoints are in the preferred zone, ready or not
+    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>, near: usize) -> Self {
+        let around = balancer.around.clone();
+        let targets = around.take_part(targets.collect(), near, |target: &Target| target.zone.as_deref());
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
-        let picker = (balancer.0)(&candidates);
-        Self { candidates, targets, picker }
+        let picker = (balancer.plan)(&candidates);
+        Self { candidates, targets, picker, around }
     }
 
     pub(super) fn empty() -> Self {
-        Self { candidates: Vec::new(), targets: Vec::new(), picker: Box::new(|_, _| None) }
+        let (candidates, targets) = (Vec::new(), Vec::new());
+        Self { candidates, targets, picker: Box::new(|_, _| None), around: Around::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -102,7 +123,7 @@ impl Ready {
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
         for _ in 0..=self.candidates.len() {
-            let chosen = (self.picker)(&self.candidates, call)?;
+            let chosen = self.choose(call)?;
             let Target { endpoint, sender, .. } = self.targets.get(chosen)?;
             if call.avoid == Some(endpoint.number) {
                 return None;
@@ -112,5 +133,19 @@ impl Ready {
             }
         }
         None
+    }
+
+    /// The policy's choice; one that has just come is often passed over for another
+    fn choose(&self, call: &mut Pick<'_>) -> Option<usize> {
+        let chosen = (self.picker)(&self.candidates, call)?;
+        let Target { endpoint, fresh, .. } = self.targets.get(chosen)?;
+        // Who avoids one already is not choosy.
+        if call.avoid.is_some() || self.around.accepts(fresh, call) {
+            return Some(chosen);
+        }
+        call.avoid = Some(endpoint.number);
+        let other = (self.picker)(&self.candidates, call);
+        call.avoid = None;
+        Some(other.unwrap_or(chosen))
     }
 }
