@@ -1,12 +1,15 @@
 //! TLS to endpoints: who is trusted is called, who is not is told why, and no registry talks a channel out of it
 
+#![cfg(unix)]
+
 use std::{
     fs,
     time::{Duration, Instant},
 };
 
 use callsign::{
-    Address, Channel, EndpointAddress, EndpointState, EtcdChannel, Tls, TlsError,
+    Address, Channel, EndpointAddress, EndpointState, Etcd, EtcdChannel, EtcdOptions, Registration, Tls,
+    TlsError,
     channel::{ChannelBuilder, ConnectError, SettingsError, TargetError},
     discover::{Fixed, fixed},
 };
@@ -19,6 +22,7 @@ use callsign_tests::{
     lines::Lines,
     load::greet,
     pb::greeter_client::GreeterClient,
+    registry,
     service::Local,
     wait,
 };
@@ -252,4 +256,22 @@ async fn a_server_that_is_killed_is_left_for_another() {
         let reply = EchoClient::new(channel.clone()).unary(Chunk::default()).await.expect("one is left");
         assert_eq!(reply.extensions().get(), Some(&EndpointAddress(second.address())));
     }
+}
+
+#[tokio::test]
+async fn servers_found_in_etcd_are_called_over_tls_by_channels_that_say_so() {
+    let etcd = registry::etcd().await;
+    let session = Etcd::connect(EtcdOptions::new([etcd.endpoint()])).await.expect("etcd answers");
+    let (certificates, server) = (Certificates::new(), Local::start().await);
+    let front = Front::start(server.address(), &certificates, Clients::Any).await;
+    let registration = Registration::builder(&session, "hello.rpc", front.address()).register().await;
+    let registration = registration.expect("etcd takes it");
+    let channel = EtcdChannel::builder("hello.rpc").etcd(&session).tls(trusting(&certificates));
+    let channel = channel.connect().await.expect("an endpoint is ready");
+    let reply = greet(GreeterClient::new(channel), BOUND).await.expect("the server answers");
+    assert_eq!(reply, server.address().to_string());
+    let plain = EtcdChannel::builder("hello.rpc").etcd(&session).connect_timeout(SHORT).connect().await;
+    let cause = plain.expect_err("plaintext is not taken").to_string();
+    assert!(cause.contains("the peer speaks TLS") && cause.contains(&etcd.endpoint()), "{cause}");
+    registration.deregister().await.expect("etcd takes it back");
 }

@@ -22,18 +22,19 @@ impl Around {
         self.zone.as_deref().is_some_and(|near| Some(near) == zone)
     }
 
-    /// Those of the usable that take part; `listed` endpoints are near, usable or not
+    /// Those of the usable that take part, and those that do not; `listed` endpoints are near, usable or not
     pub(super) fn take_part<T>(
         &self,
-        mut usable: Vec<T>,
+        usable: Vec<T>,
         listed: usize,
         zone: impl Fn(&T) -> Option<&str>,
-    ) -> Vec<T> {
+    ) -> (Vec<T>, Vec<T>) {
         let near = usable.iter().filter(|one| self.is_near(zone(one))).count();
         if zone::suffices(near, listed) {
-            usable.retain(|one| self.is_near(zone(one)));
+            usable.into_iter().partition(|one| self.is_near(zone(one)))
+        } else {
+            (usable, Vec::new())
         }
-        usable
     }
 
     /// Whether an endpoint that was picked takes the call, or another is to be picked
@@ -53,18 +54,20 @@ mod tests {
 
     use super::*;
 
-    fn take_part(near: &str, usable: &[&'static str], listed: usize) -> Vec<&'static str> {
+    type Sides = (Vec<&'static str>, Vec<&'static str>);
+
+    fn take_part(near: &str, usable: &[&'static str], listed: usize) -> Sides {
         let around = Around { zone: Some(near.into()), ..Around::default() };
         around.take_part(usable.to_vec(), listed, |zone| Some(*zone).filter(|zone| !zone.is_empty()))
     }
 
     #[test]
     fn those_who_are_near_take_part_alone_while_they_are_enough() {
-        assert_eq!(take_part("a", &["a", "b", "a", ""], 4), ["a", "a"]);
-        assert_eq!(take_part("a", &["a", "b", ""], 4), ["a", "b", ""]);
-        assert_eq!(take_part("c", &["a", "b"], 0), ["a", "b"], "nobody is there");
+        assert_eq!(take_part("a", &["a", "b", "a", ""], 4), (vec!["a", "a"], vec!["b", ""]));
+        assert_eq!(take_part("a", &["a", "b", ""], 4), (vec!["a", "b", ""], vec![]));
+        assert_eq!(take_part("c", &["a", "b"], 0), (vec!["a", "b"], vec![]), "nobody is there");
         let all = Around::default().take_part(vec!["a", "b"], 0, |zone| Some(*zone));
-        assert_eq!(all, ["a", "b"], "no zone is preferred");
+        assert_eq!(all, (vec!["a", "b"], vec![]), "no zone is preferred");
     }
 
     #[test]

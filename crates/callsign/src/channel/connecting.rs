@@ -17,11 +17,12 @@ use crate::{connection::Transport, instance::Instance};
 #[derive(Default)]
 pub(super) struct Connecting {
     #[cfg(feature = "tls")]
-    pub(super) tls: Option<Tls>,
+    tls: Option<Tls>,
     #[cfg(feature = "tls")]
     trusts_discovered_names: bool,
     /// All names that are dialled stand in the configuration, as a target's.
-    pub(super) names_are_configured: bool,
+    #[cfg(feature = "tls")]
+    names_are_configured: bool,
     keepalive: Option<Duration>,
     pub(super) accept: Option<Accept>,
     subset: Option<usize>,
@@ -65,22 +66,25 @@ impl Connecting {
         self.keepalive = Some(interval);
     }
 
-    /// All addresses stand in `target`, and are to be connected to or to be an error: none is skipped
-    #[cfg(feature = "etcd")]
+    /// All addresses stand in `target`: none is skipped, and one that cannot be used is an error
+    #[cfg(all(feature = "etcd", feature = "tls"))]
     pub(super) fn take_configured(&mut self, addresses: &[Address], target: &str) -> Result<(), TargetError> {
         self.names_are_configured = true;
-        let asks_for_tls = addresses.iter().any(Address::is_https);
-        #[cfg(feature = "tls")]
-        if asks_for_tls {
+        if addresses.iter().any(Address::is_https) {
             self.tls.get_or_insert_default();
         }
-        #[cfg(feature = "tls")]
-        let asks_for_tls = self.tls.is_some();
-        match addresses.iter().any(Address::is_http) {
-            true if asks_for_tls => Err(TargetError::Mixed(redacted(target))),
-            // Going on in plaintext would be a silent downgrade.
-            _ if asks_for_tls && cfg!(not(feature = "tls")) => Err(TargetError::Https(redacted(target))),
-            _ => Ok(()),
+        if self.tls.is_some() && addresses.iter().any(Address::is_http) {
+            return Err(TargetError::Mixed(redacted(target)));
+        }
+        Ok(())
+    }
+
+    #[cfg(all(feature = "etcd", not(feature = "tls")))]
+    pub(super) fn take_configured(&mut self, addresses: &[Address], target: &str) -> Result<(), TargetError> {
+        // Going on in plaintext would be a silent downgrade.
+        match addresses.iter().any(Address::is_https) {
+            true => Err(TargetError::Https(redacted(target))),
+            false => Ok(()),
         }
     }
 
@@ -239,5 +243,36 @@ mod tests {
         assert!(connecting.subset().unwrap().is_some());
         connecting.set_zone("".into());
         assert_eq!(connecting.around.zone, None);
+    }
+
+    #[test]
+    #[cfg(all(feature = "etcd", feature = "tls"))]
+    fn a_target_asks_for_tls_or_goes_with_the_settings_and_never_mixes() {
+        let take = |tls: Option<Tls>, addresses: &[&str]| {
+            let addresses: Vec<_> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            let mut connecting = Connecting { tls, ..Connecting::default() };
+            connecting.take_configured(&addresses, "the target").map(|()| connecting.tls.is_some())
+        };
+        let with = || Some(Tls::new());
+        for (tls, addresses, expected) in [
+            (None, &["a:1", "http://b:1"][..], false),
+            (None, &["a:1", "https://b:1"], true),
+            (with(), &["a:1", "https://b:1"], true),
+            (with(), &["a:1"], true),
+        ] {
+            assert_eq!(take(tls, addresses).unwrap(), expected, "{addresses:?}");
+        }
+        for (tls, addresses) in [(None, &["http://a:1", "https://b:1"][..]), (with(), &["a:1", "http://b:1"])]
+        {
+            let refused = take(tls, addresses).unwrap_err();
+            assert!(matches!(&refused, TargetError::Mixed(target) if target == "the target"), "{refused}");
+        }
+    }
+
+    #[test]
+    #[cfg(all(feature = "etcd", not(feature = "tls")))]
+    fn a_build_without_tls_says_what_a_target_with_https_needs() {
+        let refused = Connecting::default().take_configured(&["https://a:1".parse().unwrap()], "the target");
+        assert!(refused.unwrap_err().to_string().contains("feature `tls`"));
     }
 }

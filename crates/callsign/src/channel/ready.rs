@@ -61,9 +61,11 @@ impl Target {
     }
 }
 
-/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+/// The endpoints that are ready: as policies see them, if they take part, and as calls use them
 pub(super) struct Ready {
+    /// As many of the `targets`, in the same order.
     candidates: Vec<Candidate>,
+    /// First those that take part, then the others.
     targets: Vec<Target>,
     picker: Picker,
     around: Around,
@@ -82,11 +84,13 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    /// Those of `targets` that take part; `near` endpoints are in the preferred zone, ready or not
+    /// Those that are ready; `near` endpoints are in the preferred zone, ready or not
     pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>, near: usize) -> Self {
         let around = balancer.around.clone();
-        let targets = around.take_part(targets.collect(), near, |target: &Target| target.zone.as_deref());
+        let (mut targets, others) =
+            around.take_part(targets.collect(), near, |target: &Target| target.zone.as_deref());
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
+        targets.extend(others);
         let picker = (balancer.plan)(&candidates);
         Self { candidates, targets, picker, around }
     }
