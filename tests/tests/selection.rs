@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -9,6 +10,7 @@ use callsign::{
     Address, Channel, EndpointState, Instance, Metadata,
     channel::SettingsError,
     discover::{self, fixed},
+    policy::{Candidate, Pick, Policy},
 };
 use callsign_tests::{
     channel::{UpdateLog, changing},
@@ -47,6 +49,34 @@ fn version(server: &Local, version: &str) -> Instance {
 
 fn in_zone(server: &Local, zone: &str) -> Instance {
     instance(server, Metadata::new().with_zone(zone).expect("short"))
+}
+
+/// One after the other: who is one of two gets half of the calls, to one
+#[derive(Default)]
+struct Turns(AtomicUsize);
+
+impl Policy for Turns {
+    type Plan = ();
+
+    fn plan(&self, _: &[Candidate]) {}
+
+    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+        let (turn, all) = (self.0.fetch_add(1, Relaxed), candidates.len());
+        (0..all).map(|next| (turn + next) % all).find(|at| call.allows(&candidates[*at]))
+    }
+}
+
+/// Always the first
+struct First;
+
+impl Policy for First {
+    type Plan = ();
+
+    fn plan(&self, _: &[Candidate]) {}
+
+    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+        candidates.iter().position(|candidate| call.allows(candidate))
+    }
 }
 
 fn listed(channel: &Channel) -> BTreeSet<Address> {
@@ -183,7 +213,7 @@ async fn a_zone_takes_all_calls_while_half_of_it_can_be_used() {
     let began = Instant::now();
     let mut near = servers::<3>().await;
     let far = Local::start().await;
-    let (channel, log, changes) = changing(|builder| builder.zone("eu-1"));
+    let (channel, log, changes) = changing(|builder| builder.policy(Turns::default()).zone("eu-1"));
     near.iter().for_each(|server| changes.insert(in_zone(server, "eu-1")));
     changes.insert(in_zone(&far, "us-1"));
     until_ready(&log, &[&near[0], &near[1], &near[2], &far], began).await;
@@ -209,12 +239,11 @@ async fn a_zone_takes_all_calls_while_half_of_it_can_be_used() {
 async fn a_zone_in_which_nobody_is_is_none_until_somebody_is() {
     let began = Instant::now();
     let [one, other, last] = &servers::<3>().await[..] else { panic!("three") };
-    let (channel, log, changes) = changing(|builder| builder.zone("eu-1"));
+    let (channel, log, changes) = changing(|builder| builder.policy(Turns::default()).zone("eu-1"));
     changes.insert(one.address());
     changes.insert(in_zone(other, "us-1"));
     until_ready(&log, &[one, other], began).await;
-    let [ones, others] = shares(&channel, [one, other], 40).await;
-    assert!(ones > 0 && others > 0, "nobody is near: {ones} and {others}");
+    assert_eq!(shares(&channel, [one, other], 40).await, [20, 20], "nobody is near");
     changes.insert(in_zone(other, "eu-1"));
     // What comes later is seen later.
     changes.insert(last.address());
@@ -226,31 +255,31 @@ async fn a_zone_in_which_nobody_is_is_none_until_somebody_is() {
 async fn an_endpoint_that_has_just_come_takes_its_share_little_by_little() {
     let (window, began) = (Duration::from_secs(5), Instant::now());
     let [old, new] = &servers::<2>().await[..] else { panic!("two") };
-    let (channel, log, changes) = changing(|builder| builder.slow_start(window));
+    let (channel, log, changes) = changing(|builder| builder.policy(Turns::default()).slow_start(window));
     changes.insert(old.address());
     let ready = log.until(&old.address(), EndpointState::Ready, began, BOUND).await;
     assert_eq!(shares(&channel, [old], 50).await, [50], "a single one takes all calls, however new");
     tokio::time::sleep_until((ready + window).into()).await;
     changes.insert(new.address());
     let ready = log.until(&new.address(), EndpointState::Ready, began, BOUND).await;
-    // A tenth of one half at first, and a quarter if these calls take the whole window.
+    // A twentieth at first, and a quarter if these calls take the whole window.
     let [_, share] = shares(&channel, [old, new], 300).await;
     assert!(share < 100, "{share} of 300");
     tokio::time::sleep_until((ready + window).into()).await;
     let [_, share] = shares(&channel, [old, new], 300).await;
-    assert!(share >= 100, "{share} of 300");
+    assert_eq!(share, 150, "its turns");
 }
 
+/// The policy's choice made way for the others, which were as new
 #[tokio::test]
-async fn a_channel_whose_endpoints_are_all_new_goes_on_as_without_slow_start() {
+async fn while_all_endpoints_are_new_the_policy_decides_alone() {
     let began = Instant::now();
-    let [one, other] = &servers::<2>().await[..] else { panic!("two") };
-    let channel = Channel::builder(fixed([one.address(), other.address()])).slow_start(FOR_EVER);
-    let channel = channel.build().unwrap();
+    let [first, other] = &servers::<2>().await[..] else { panic!("two") };
+    let channel = Channel::builder(fixed([first.address(), other.address()]));
+    let channel = channel.policy(First).slow_start(FOR_EVER).build().unwrap();
     let log = UpdateLog::new(channel.updates());
-    until_ready(&log, &[one, other], began).await;
-    let [ones, others] = shares(&channel, [one, other], 300).await;
-    assert!(ones >= 100 && others >= 100, "{ones} and {others}");
+    until_ready(&log, &[first, other], began).await;
+    assert_eq!(shares(&channel, [first, other], 50).await, [50, 0]);
 }
 
 #[tokio::test]

@@ -8,15 +8,22 @@ use std::time::{Duration, Instant};
 /// The share that an endpoint begins with: Envoy's `min_weight_percent`, 10 %.
 const LEAST: f64 = 0.1;
 
-/// How likely an endpoint that was picked takes the call, `age` after it came
+/// How much of its share an endpoint takes, `age` after it came
 ///
-/// Grows from 10 % to 100 % within `window`, evenly from there on: Envoy's slow start with an aggression of 1. Who is not
-/// accepted is passed over for one more pick.
-pub fn chance(age: Duration, window: Duration) -> f64 {
+/// Grows evenly to the whole within `window`, and is a tenth at least: Envoy's slow start with an aggression of 1.
+pub fn share(age: Duration, window: Duration) -> f64 {
     if age >= window {
         return 1.0;
     }
     (age.as_secs_f64() / window.as_secs_f64()).max(LEAST)
+}
+
+/// Whether an endpoint that was picked makes way for `other`, each with its present [`share`]
+///
+/// `draw` is uniform between 0 and 1. Where the other has come as lately nobody makes way: among endpoints that are all new
+/// the policy's choice stands, whatever it prefers.
+pub fn makes_way(picked: f64, other: f64, draw: f64) -> bool {
+    draw * other >= picked
 }
 
 /// Since when an endpoint's server is fresh
@@ -82,10 +89,23 @@ mod tests {
         for (age, expected) in
             [(0, 0.1), (5, 0.1), (10, 0.1), (25, 0.25), (99, 0.99), (100, 1.0), (1000, 1.0)]
         {
-            assert!((chance(secs(age), window) - expected).abs() < 1e-9, "after {age} s");
+            assert!((share(secs(age), window) - expected).abs() < 1e-9, "after {age} s");
         }
-        assert!((chance(Duration::ZERO, Duration::ZERO) - 1.0).abs() < 1e-9, "a window of zero is off");
-        assert!((chance(secs(1), Duration::MAX) - LEAST).abs() < 1e-9);
+        assert!((share(Duration::ZERO, Duration::ZERO) - 1.0).abs() < 1e-9, "a window of zero is off");
+        assert!((share(secs(1), Duration::MAX) - LEAST).abs() < 1e-9);
+    }
+
+    /// Where all were new, whoever the policy preferred made way for the others: a slow endpoint got nine calls of ten
+    #[test]
+    fn who_has_come_makes_way_for_who_is_older_in_proportion_and_for_nobody_else() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut kept =
+            |picked, other| (0..10_000).filter(|_| !makes_way(picked, other, random.f64())).count();
+        assert!((800..1200).contains(&kept(0.1, 1.0)), "a tenth of what the policy gives it");
+        assert!((4800..5200).contains(&kept(0.25, 0.5)), "half as much as the other");
+        assert_eq!(kept(0.1, 0.1), 10_000);
+        assert_eq!(kept(0.5, 0.1), 10_000);
+        assert_eq!(kept(1.0, 1.0), 10_000);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What is around any policy: zone preference before it picks, slow start after
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use callsign_core::{
-    policy::Pick,
     slow_start::{self, Freshness},
     zone,
 };
@@ -37,21 +39,15 @@ impl Around {
         }
     }
 
-    /// Whether an endpoint that was picked takes the call, or another is to be picked
-    pub(super) fn accepts(&self, fresh: &Freshness, call: &mut Pick<'_>) -> bool {
-        if self.slow_start.is_zero() {
-            return true;
-        }
-        let Some(since) = fresh.since() else { return true };
-        let age = call.now.saturating_duration_since(since);
-        age >= self.slow_start || call.random.f64() < slow_start::chance(age, self.slow_start)
+    /// How much of its share an endpoint takes by now
+    pub(super) fn share(&self, fresh: &Freshness, now: Instant) -> f64 {
+        let Some(since) = fresh.since().filter(|_| !self.slow_start.is_zero()) else { return 1.0 };
+        slow_start::share(now.saturating_duration_since(since), self.slow_start)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     type Sides = (Vec<&'static str>, Vec<&'static str>);
@@ -71,20 +67,13 @@ mod tests {
     }
 
     #[test]
-    fn who_is_fresh_is_accepted_in_proportion_to_its_age_and_by_default_always() {
+    fn who_is_fresh_has_less_than_its_share_where_there_is_a_slow_start() {
         let (mut fresh, now) = (Freshness::default(), Instant::now());
-        fresh.on_connected(now);
         let slow = Around { slow_start: Duration::from_secs(100), ..Around::default() };
-        let accepted = |around: &Around, age| {
-            let mut random = fastrand::Rng::with_seed(7);
-            let mut call = Pick::new(&mut random, now + Duration::from_secs(age));
-            (0..10_000).filter(|_| around.accepts(&fresh, &mut call)).count()
-        };
-        assert!((800..1200).contains(&accepted(&slow, 0)));
-        assert!((4800..5200).contains(&accepted(&slow, 50)));
-        assert_eq!(accepted(&slow, 100), 10_000);
-        assert_eq!(accepted(&Around::default(), 0), 10_000);
-        let mut random = fastrand::Rng::with_seed(7);
-        assert!(slow.accepts(&Freshness::default(), &mut Pick::new(&mut random, now)));
+        let is = |share: f64, expected: f64| assert!((share - expected).abs() < 1e-9, "{share}");
+        is(slow.share(&fresh, now), 1.0);
+        fresh.on_connected(now);
+        is(slow.share(&fresh, now + Duration::from_secs(50)), 0.5);
+        is(Around::default().share(&fresh, now), 1.0);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use callsign_core::{
     policy::{Candidate, Pick, Policy},
-    slow_start::Freshness,
+    slow_start::{self, Freshness},
 };
 use tokio::time::Instant;
 
@@ -139,17 +139,26 @@ impl Ready {
         None
     }
 
-    /// The policy's choice; one that has just come is often passed over for another
+    /// The policy's choice; one that has just come often makes way for another
     fn choose(&self, call: &mut Pick<'_>) -> Option<usize> {
         let chosen = (self.picker)(&self.candidates, call)?;
-        let Target { endpoint, fresh, .. } = self.targets.get(chosen)?;
         // Who avoids one already is not choosy.
-        if call.avoid.is_some() || self.around.accepts(fresh, call) {
+        if call.avoid.is_some() {
             return Some(chosen);
         }
-        call.avoid = Some(endpoint.number);
+        let now = call.now;
+        let share =
+            |index| self.targets.get(index).map(|target: &Target| self.around.share(&target.fresh, now));
+        let its = share(chosen)?;
+        // As good as any other can be.
+        if its >= 1.0 {
+            return Some(chosen);
+        }
+        let draw = call.random.f64();
+        call.avoid = self.targets.get(chosen).map(|target| target.endpoint.number);
         let other = (self.picker)(&self.candidates, call);
         call.avoid = None;
+        let other = other.filter(|other| slow_start::makes_way(its, share(*other).unwrap_or(its), draw));
         Some(other.unwrap_or(chosen))
     }
 }
