@@ -67,7 +67,7 @@ pub enum ConnectError {
 impl EtcdChannel {
     /// Connects to a service: by its name (`hello.rpc`, etcd from the environment), by
     /// `etcd:///h1:2379,h2:2379?key=hello.rpc` (with more options if need be, as in [`EtcdOptions`]), or to fixed
-    /// addresses by `direct:///h1:9090,h2:9091`
+    /// addresses by `direct:///h1:9090,h2:9091`, over TLS if they are `https://h1:9090`
     ///
     /// # Errors
     ///

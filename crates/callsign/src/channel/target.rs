@@ -12,7 +12,7 @@ use crate::{
 pub(super) enum Target {
     /// `hello.rpc`, or `etcd:///h1:2379,h2:2379?key=hello.rpc` with the options of its own session
     Etcd { options: Option<Box<EtcdOptions>>, service: String },
-    /// `direct:///h1:9090,h2:9091`
+    /// `direct:///h1:9090,h2:9091`, with schemes or without
     Direct(Vec<Address>),
 }
 
