@@ -14,6 +14,7 @@ mod fuzz;
 mod connecting;
 
 mod call;
+mod options;
 mod pool;
 
 mod members;
@@ -23,6 +24,7 @@ mod around;
 mod ready;
 
 mod shared;
+mod state;
 mod view;
 
 use std::{
@@ -39,22 +41,26 @@ use std::{
 
 use callsign_core::policy::P2cEwma;
 use http::{HeaderValue, Request, Response, uri::Authority};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::{Status, body::Body};
 use tower::{BoxError, discover::Discover};
 use tower_service::Service;
 
-pub use self::view::{EndpointInfo, EndpointUpdate, Updates};
 #[cfg(feature = "etcd")]
 pub use self::{
     etcd::{ConnectError, EtcdChannel, EtcdChannelBuilder},
     target::TargetError,
 };
+pub use self::{
+    options::{ExcludedEndpoint, HashKey, PinnedEndpoint, WaitForReady},
+    state::ChannelState,
+    view::{EndpointInfo, EndpointUpdate, Updates},
+};
 pub use crate::endpoint::EndpointState;
 
 use self::{
     connecting::{Connecting, connecting_settings},
-    members::Members,
+    members::{EndpointConfig, Members},
     pool::Pool,
     ready::Balancer,
     selection::{Rules, Selection},
@@ -63,6 +69,7 @@ use self::{
 use crate::{
     connection::{self, Waiters},
     instance::{Address, Instance},
+    metrics::ChannelMeters,
 };
 
 /// A balanced, self-healing channel over the endpoints that a `Discover` names
@@ -113,6 +120,11 @@ impl Channel {
         Updates::new(&self.inner.shared)
     }
 
+    /// Where the channel stands as a whole, now and from now on; ends with [`ChannelState::Shutdown`]
+    pub fn state(&self) -> watch::Receiver<ChannelState> {
+        self.inner.shared.state()
+    }
+
     /// Waits until an endpoint is ready
     ///
     /// No call needs it: calls wait by themselves. It is for those who want to start with a channel that works. Returns
@@ -142,15 +154,6 @@ impl Service<Request<Body>> for Channel {
         Box::pin(call::call(Arc::clone(&self.inner), request))
     }
 }
-
-/// A request extension: the call waits for an endpoint to be ready up to its deadline, not up to the pick timeout
-///
-/// ```
-/// let mut request = tonic::Request::new(());
-/// request.extensions_mut().insert(callsign::WaitForReady);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WaitForReady;
 
 /// A response extension: the endpoint that answered
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -270,11 +273,18 @@ impl Settings {
         let encrypted = !connection.transport.is_plain();
         let subset = connecting.subset()?;
         let selection = Selection::new(Rules { encrypted, accept: connecting.accept, authority }, subset);
-        let balancer = self.balancer.within(connecting.around);
-        let shared = Shared::new(self.service, balancer, self.pick_timeout, self.missing_list, waiters);
-        let shared = Arc::new(shared);
+        let meters = Arc::new(ChannelMeters::new(&self.service));
+        let config = EndpointConfig { connection, meters: Arc::clone(&meters) };
+        let shared = Arc::new(Shared::new(
+            self.service,
+            self.balancer.within(connecting.around),
+            self.pick_timeout,
+            self.missing_list,
+            waiters,
+            meters,
+        ));
         let (used, unused) = oneshot::channel();
-        let members = Members::new(connection, self.hold_window);
+        let members = Members::new(config, self.hold_window);
         let pool = Pool::new(discover, selection, members, Arc::clone(&shared));
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })

@@ -15,13 +15,21 @@ use tokio::sync::mpsc;
 
 use super::{
     selection::Selected,
-    shared::{Book, Entry, Standing},
+    shared::{Book, Standing},
 };
 use crate::{
     connection,
     endpoint::{self, Endpoint, Event, Handle},
     instance::Instance,
+    metrics::ChannelMeters,
 };
+
+/// What endpoints are made with
+#[derive(Debug)]
+pub(super) struct EndpointConfig {
+    pub(super) connection: connection::Config,
+    pub(super) meters: Arc<ChannelMeters>,
+}
 
 /// Every endpoint that is not let go of: those that are selected, and removed ones that keep their connections
 pub(super) struct Members<K> {
@@ -29,7 +37,7 @@ pub(super) struct Members<K> {
     /// They are looked at whenever anything happens, the others are not.
     removed: HashMap<K, Member>,
     hold: Hold,
-    config: connection::Config,
+    config: EndpointConfig,
     next_number: u64,
 }
 
@@ -42,7 +50,7 @@ struct Member {
 }
 
 impl<K: Hash + Eq> Members<K> {
-    pub(super) fn new(config: connection::Config, hold_window: Duration) -> Self {
+    pub(super) fn new(config: EndpointConfig, hold_window: Duration) -> Self {
         Self {
             listed: HashMap::new(),
             removed: HashMap::new(),
@@ -87,10 +95,11 @@ impl<K: Hash + Eq> Members<K> {
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
-        let scheme = self.config.transport.scheme();
-        let endpoint = Arc::new(Endpoint { number, address, authority, scheme, load });
-        book.entries.insert(number, Entry::new(Arc::clone(&endpoint), instance.metadata.clone()));
-        let handle = endpoint::spawn(endpoint, self.config.clone(), reporter.clone());
+        let scheme = self.config.connection.transport.scheme();
+        let meters = self.config.meters.endpoint(&address);
+        let endpoint = Arc::new(Endpoint { number, address, authority, scheme, load, meters });
+        book.add(Arc::clone(&endpoint), instance.metadata.clone());
+        let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
         self.listed.insert(key, Member { number, instance, handle });
     }
