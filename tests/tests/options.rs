@@ -1,6 +1,7 @@
 //! What a caller asks for one call: a key to hash, an endpoint to go to, one not to go to
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
@@ -11,7 +12,7 @@ use callsign::{
     PinnedEndpoint, WaitForReady,
     channel::ChannelBuilder,
     discover::{self, Fixed},
-    policy::{Candidate, Pick, Policy},
+    policy::{Candidate, Pick, Policy, RingHash},
 };
 use callsign_tests::{
     channel::over,
@@ -276,4 +277,27 @@ async fn policies_see_the_key_and_the_headers_of_a_call_each_time_it_is_picked_f
     seen.lock().unwrap().clear();
     EchoClient::new(channel).unary(Chunk::default()).await.unwrap();
     assert_eq!(*seen.lock().unwrap(), [(None, None, false)]);
+}
+
+#[tokio::test]
+async fn a_key_goes_to_the_same_endpoint_by_extension_and_by_header_and_in_every_client() {
+    let servers = [serving().await, serving().await, serving().await];
+    let mut addresses: Vec<_> = servers.iter().map(Scripted::address).collect();
+    let policy = || RingHash::new().header("x-user");
+    let one = builder(addresses.clone()).policy(policy()).build().unwrap();
+    addresses.reverse();
+    let other = builder(addresses).policy(policy()).build().unwrap();
+    all_ready(&one, 3).await;
+    all_ready(&other, 3).await;
+    let mut used = HashSet::new();
+    for user in 0..60 {
+        let user = format!("user-{user}");
+        let chosen = who(&call(&one, HashKey::new(&user)).await.unwrap()).clone();
+        let mut request = Request::new(Chunk::default());
+        request.metadata_mut().insert("x-user", user.parse().unwrap());
+        let response = EchoClient::new(other.clone()).unary(request).await.unwrap();
+        assert_eq!(*who(&response), chosen, "{user}");
+        used.insert(chosen);
+    }
+    assert_eq!(used.len(), 3, "and not all to one");
 }
