@@ -45,6 +45,17 @@ pub enum Verdict {
     Dead,
 }
 
+/// What became of the wish for a PING
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Send one, then ask for a verdict
+    Ping,
+    /// One that was sent before is not answered yet: it will do
+    Before,
+    /// The peer might mind one more
+    Denied,
+}
+
 /// Watches one connection for silence
 ///
 /// The owner reports what happens ([`on_read`](Self::on_read), [`on_message`](Self::on_message)) and asks for a
@@ -130,11 +141,32 @@ impl Watchdog {
             // A message or a new call may bring the next ping forward: never sleep for longer than it would then take.
             return Verdict::Wait(due.min(now + look_again));
         }
+        self.on_ping(now, activity.calls);
+        Verdict::Ping
+    }
+
+    /// Somebody has reason to believe that the peer is dead, and wants it to be asked before its silence has lasted
+    ///
+    /// `calls` have begun since the connection was made. One of the free pings is for this, and those for calls that began
+    /// after the last one; the rest is for the silence that nobody suspected.
+    pub fn suspect(&mut self, now: Instant, calls: u64) -> Asked {
+        if self.unanswered {
+            return Asked::Before;
+        }
+        let free = if calls > self.calls_at_ping { FREE_PINGS + 1 } else { FREE_PINGS - 1 };
+        let is_long_ago = self.last_ping.is_none_or(|last| now >= last + SLOW_PACE);
+        if self.pings_since_message >= free && !is_long_ago {
+            return Asked::Denied;
+        }
+        self.on_ping(now, calls);
+        Asked::Ping
+    }
+
+    fn on_ping(&mut self, now: Instant, calls: u64) {
         self.last_ping = Some(now);
         self.unanswered = true;
         self.pings_since_message += 1;
-        self.calls_at_ping = activity.calls;
-        Verdict::Ping
+        self.calls_at_ping = calls;
     }
 
     /// Before when the peer would mind another ping; `None` if it would not
@@ -232,6 +264,63 @@ mod tests {
         assert_eq!(pings(&mut dog, t0, 60, 300, another), [60]);
         let one_more = Activity { busy: true, calls: 3 };
         assert_eq!(pings(&mut dog, t0, 300, 400, one_more), [370], "the fourth would be one too many");
+    }
+
+    #[test]
+    fn a_suspect_is_asked_at_once_and_dead_if_it_says_nothing() {
+        let (mut dog, t0) = start();
+        assert_eq!(dog.suspect(t0, 1), Asked::Ping);
+        assert_eq!(dog.suspect(t0 + secs(1), 2), Asked::Before);
+        assert_eq!(dog.verdict(t0 + secs(1), IDLE), Verdict::Wait(t0 + secs(3)));
+        assert_eq!(dog.verdict(t0 + secs(3), IDLE), Verdict::Dead);
+    }
+
+    #[test]
+    fn a_suspect_that_answers_late_is_watched_as_before() {
+        let (mut dog, t0) = start();
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.suspect(t0, 1), Asked::Ping);
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(2), IDLE), Verdict::Idle);
+        assert_eq!(pings(&mut dog, t0, 2, 200, BUSY), [7], "the second of two");
+    }
+
+    #[test]
+    fn a_suspicion_during_the_watchdogs_own_ping_costs_none() {
+        let (mut dog, t0) = start();
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Ping);
+        assert_eq!(dog.suspect(t0 + secs(6), 2), Asked::Before);
+        assert_eq!(dog.verdict(t0 + secs(8), BUSY), Verdict::Dead);
+    }
+
+    #[test]
+    fn suspicions_leave_a_ping_for_silence_and_never_send_a_fourth() {
+        let (mut dog, t0) = start();
+        let mut asked = |after, calls| {
+            let asked = dog.suspect(t0 + secs(after), calls);
+            dog.on_read();
+            asked
+        };
+        assert_eq!([asked(0, 1), asked(10, 1)], [Asked::Ping, Asked::Denied]);
+        assert_eq!([asked(20, 2), asked(30, 2)], [Asked::Ping, Asked::Denied]);
+        assert_eq!([asked(40, 3), asked(50, 4)], [Asked::Ping, Asked::Denied]);
+        assert_eq!([asked(349, 4), asked(350, 4)], [Asked::Denied, Asked::Ping]);
+        dog.on_message();
+        assert_eq!(dog.suspect(t0 + secs(351), 4), Asked::Ping);
+    }
+
+    #[test]
+    fn suspicions_beside_periodic_pings_are_within_the_same_bounds() {
+        let (_, t0) = start();
+        let mut dog = Watchdog::new(KeepAlive::Periodic { interval: secs(10), timeout: secs(3) });
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.suspect(t0 + secs(4), 1), Asked::Ping);
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Wait(t0 + secs(14)));
+        assert_eq!(dog.verdict(t0 + secs(14), BUSY), Verdict::Ping);
+        dog.on_read();
+        assert_eq!(dog.suspect(t0 + secs(15), 1), Asked::Denied);
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub use self::{
     target::TargetError,
 };
 pub use crate::endpoint::EndpointState;
+pub use callsign_core::ejection::Reason as EjectionReason;
 
 use self::{
     members::{EndpointConfig, Members},
@@ -52,6 +53,7 @@ use self::{
     shared::Shared,
 };
 use crate::{
+    attention::Attention,
     connection::{self, Transport, Waiters},
     instance::{Address, Instance},
 };
@@ -237,11 +239,13 @@ impl Settings {
             keep_alive: KeepAlive::default(),
             waiters: Arc::clone(&waiters),
         };
+        let attention = Arc::<Attention>::default();
         let shared = Shared::new(self.service, self.balancer, self.pick_timeout, self.missing_list, waiters);
         let shared = Arc::new(shared);
         let (used, unused) = oneshot::channel();
-        let members = Members::new(EndpointConfig { connection, authority }, self.hold_window);
-        let pool = Pool::new(discover, members, Arc::clone(&shared));
+        let config = EndpointConfig { connection, authority, attention: Arc::clone(&attention) };
+        let members = Members::new(config, self.hold_window);
+        let pool = Pool::new(discover, members, Arc::clone(&shared), attention);
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use callsign_core::{backoff::Backoff, load::Load};
+use callsign_core::{backoff::Backoff, ejection::MOST_FAILURES, load::Load};
 use http::uri::Authority;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -12,6 +12,7 @@ use tokio::{
 use tonic::Code;
 
 use crate::{
+    attention::Attention,
     connection::{self, Closed, Sender},
     instance::Address,
 };
@@ -56,12 +57,15 @@ pub(crate) struct Endpoint {
     /// `:authority` of its calls.
     pub(crate) authority: Authority,
     pub(crate) load: Arc<Load>,
+    /// Of whoever judges it by its load.
+    pub(crate) attention: Arc<Attention>,
 }
 
 impl Endpoint {
     /// Counts a call as in flight until the guard is dropped
     pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> InFlight {
         self.load.start(now);
+        self.attention.stir();
         InFlight { endpoint: Arc::clone(self), started: now, waiting: true }
     }
 }
@@ -94,9 +98,12 @@ impl InFlight {
 
     /// The call has ended with `code`
     pub(crate) fn ended(self, code: Code) {
-        let load = &self.endpoint.load;
+        let Endpoint { load, attention, .. } = &*self.endpoint;
         if blames(code) {
-            load.failed(Instant::now().into_std());
+            let in_a_row = load.failed(Instant::now().into_std());
+            if in_a_row == MOST_FAILURES || load.is_on_trial() {
+                attention.call();
+            }
         } else {
             load.succeeded();
         }

@@ -55,6 +55,7 @@ pub mod instance;
 pub mod tls;
 pub use callsign_core::policy;
 
+mod attention;
 mod connection;
 mod deadline;
 mod endpoint;
@@ -68,7 +69,8 @@ mod fuzz;
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
-    Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, Updates, WaitForReady,
+    Channel, EjectionReason, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, Updates,
+    WaitForReady,
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::shared::{Book, Entry, Standing};
 use crate::{
+    attention::Attention,
     connection,
     endpoint::{self, Endpoint, Event, Handle},
     instance::{Address, Instance},
@@ -27,6 +28,7 @@ pub(super) struct EndpointConfig {
     pub(super) connection: connection::Config,
     /// Instead of each endpoint's address.
     pub(super) authority: Option<Authority>,
+    pub(super) attention: Arc<Attention>,
 }
 
 /// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
@@ -106,7 +108,8 @@ impl<K: Hash + Eq> Members<K> {
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
-        let endpoint = Arc::new(Endpoint { number, address, authority, load });
+        let attention = Arc::clone(&self.config.attention);
+        let endpoint = Arc::new(Endpoint { number, address, authority, load, attention });
         book.entries.insert(number, Entry::new(Arc::clone(&endpoint), instance.metadata.clone()));
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);

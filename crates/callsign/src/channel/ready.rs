@@ -44,9 +44,11 @@ impl Target {
     }
 }
 
-/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+/// The endpoints that are ready: as policies see them, if they may be picked, and as calls use them
 pub(super) struct Ready {
+    /// As many of the `targets`, in the same order.
     candidates: Vec<Candidate>,
+    /// First those that may be picked, then the others: for calls that want one of them and no other.
     targets: Vec<Target>,
     picker: Picker,
 }
@@ -64,9 +66,10 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>) -> Self {
-        let targets: Vec<_> = targets.collect();
-        let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
+    /// `usable` may be picked, `others` are ready as well
+    pub(super) fn new(balancer: &Balancer, usable: Vec<Target>, others: Vec<Target>) -> Self {
+        let candidates: Vec<_> = usable.iter().map(Target::candidate).collect();
+        let targets = [usable, others].into_iter().flatten().collect();
         let picker = (balancer.0)(&candidates);
         Self { candidates, targets, picker }
     }

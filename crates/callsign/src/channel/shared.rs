@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use callsign_core::ejection::{Look, Reason};
 use tokio::{
     sync::broadcast,
     time::{Instant, timeout_at},
@@ -65,6 +66,8 @@ pub(super) struct Entry {
     /// While the task says that it is ready.
     sender: Option<Sender>,
     cause: Option<Arc<str>>,
+    /// Why no call is sent to it although it is ready.
+    ejected: Option<Reason>,
 }
 
 /// What discovery says of an endpoint, and what the channel makes of that
@@ -83,6 +86,8 @@ impl Book {
             entry.state = event.state;
             entry.sender = event.sender;
             entry.cause = event.cause.or_else(|| entry.cause.take());
+            // Judged anew when it is ready again.
+            entry.ejected = None;
         });
         if event.state == EndpointState::Gone {
             self.entries.remove(&event.endpoint);
@@ -108,9 +113,48 @@ impl Book {
         }
     }
 
-    /// Who is ready
+    /// Those that are ready, to be judged
+    pub(super) fn looks(&self) -> impl Iterator<Item = Look<'_>> {
+        self.entries.values().filter_map(Entry::look)
+    }
+
+    /// Whether who may be picked has changed since it was published
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Asks an endpoint that is ready for a sign of life
+    pub(super) fn probe(&self, endpoint: u64) {
+        if let Some(sender) = self.entries.get(&endpoint).and_then(Entry::in_use) {
+            sender.probe();
+        }
+    }
+
+    /// Leaves out who is ready and `ejected`, and nobody else
+    pub(super) fn eject(&mut self, service: &str, ejected: impl Fn(u64) -> Option<Reason>) {
+        let changed = |(&number, entry): (&u64, &Entry)| {
+            let ejected = entry.in_use().and_then(|_| ejected(number));
+            (ejected != entry.ejected).then_some((number, ejected))
+        };
+        let changed: Vec<_> = self.entries.iter().filter_map(changed).collect();
+        for (number, ejected) in changed {
+            self.change(number, |entry| {
+                let endpoint = &entry.endpoint.address;
+                match ejected {
+                    Some(reason) => tracing::info!(service, %endpoint, %reason, "endpoint ejected"),
+                    None => tracing::info!(service, %endpoint, "endpoint no longer ejected"),
+                }
+                entry.ejected = ejected;
+            });
+        }
+    }
+
+    /// Who is ready, and who of them may be picked
     fn ready(&self, balancer: &Balancer) -> Ready {
-        Ready::new(balancer, self.entries.values().filter_map(Entry::target))
+        let ready = self.entries.values().filter_map(|entry| Some((entry.target()?, entry.ejected)));
+        let (usable, others): (Vec<_>, Vec<_>) = ready.partition(|(_, ejected)| ejected.is_none());
+        let targets = |side: Vec<(Target, _)>| side.into_iter().map(|(target, _)| target).collect();
+        Ready::new(balancer, targets(usable), targets(others))
     }
 
     /// Changes an entry; what others see of that will be told
@@ -123,8 +167,8 @@ impl Book {
         if update == before {
             return;
         }
-        let EndpointUpdate { address, state, held, cause } = &update;
-        tracing::debug!(endpoint = %address, %state, held, ?cause, "endpoint");
+        let EndpointUpdate { address, state, held, ejected, cause } = &update;
+        tracing::debug!(endpoint = %address, %state, held, ?ejected, ?cause, "endpoint");
         self.untold.push(update);
     }
 }
@@ -132,7 +176,7 @@ impl Book {
 impl Entry {
     pub(super) fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
-        Self { endpoint, metadata, standing, state, sender: None, cause: None }
+        Self { endpoint, metadata, standing, state, sender: None, cause: None, ejected: None }
     }
 
     fn target(&self) -> Option<Target> {
@@ -140,6 +184,11 @@ impl Entry {
         let zone = self.metadata.zone().map(Arc::from);
         let endpoint = Arc::clone(&self.endpoint);
         Some(Target { endpoint, sender, weight: self.metadata.weight(), zone })
+    }
+
+    fn look(&self) -> Option<Look<'_>> {
+        let probe = self.in_use()?.probed();
+        Some(Look { endpoint: self.endpoint.number, load: &self.endpoint.load, probe })
     }
 
     /// What calls are sent with, if any are
@@ -160,16 +209,22 @@ impl Entry {
     fn update(&self) -> EndpointUpdate {
         let state = self.state();
         let cause = self.cause.as_deref().filter(|_| state != EndpointState::Ready).map(str::to_owned);
-        EndpointUpdate { address: self.endpoint.address.clone(), state, held: self.is_held(), cause }
+        let address = self.endpoint.address.clone();
+        EndpointUpdate { address, state, held: self.is_held(), ejected: self.ejected, cause }
     }
 
-    fn info(&self) -> EndpointInfo {
+    fn info(&self, now: std::time::Instant) -> EndpointInfo {
+        let load = &self.endpoint.load;
         EndpointInfo {
             address: self.endpoint.address.clone(),
             state: self.state(),
             held: self.is_held(),
-            in_flight: self.endpoint.load.in_flight(),
-            started: self.endpoint.load.started(),
+            ejected: self.ejected,
+            in_flight: load.in_flight(),
+            started: load.started(),
+            succeeded: load.successes(),
+            failed: load.failures(),
+            latency: load.latency(now),
             last_error: self.cause.as_deref().map(str::to_owned),
         }
     }
@@ -238,7 +293,8 @@ impl Shared {
     }
 
     pub(super) fn endpoints(&self) -> Vec<EndpointInfo> {
-        self.book().entries.values().map(Entry::info).collect()
+        let now = Instant::now().into_std();
+        self.book().entries.values().map(|entry| entry.info(now)).collect()
     }
 
     /// Picks an endpoint, waiting for one if need be; `avoid` has just handed the call back
@@ -313,7 +369,8 @@ impl Shared {
             let state = entry.state();
             let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
             let held = if entry.is_held() { " and held" } else { "" };
-            format!("{} is {state}{held}{full}{cause}", entry.endpoint.address)
+            let ejected = entry.ejected.map(|reason| format!(" and ejected ({reason})")).unwrap_or_default();
+            format!("{} is {state}{held}{ejected}{full}{cause}", entry.endpoint.address)
         });
         let more =
             if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
