@@ -364,12 +364,25 @@ impl Record {
         // Who stood still himself blames nobody.
         let step = now.saturating_duration_since(self.looked).min(INTERVAL);
         let waited = (load.waiting() > 0).then(|| load.unanswered(now));
+        let was_out = self.silence.stage == Stage::Out;
         let was_answered = load.answers() != self.seen.answers;
         if was_answered {
             self.silence = Silence { usual: load.latency(now).unwrap_or_default(), ..Silence::default() };
         }
         self.silence.go_on(step, waited, self.is_news(load) && !was_answered);
-        self.silence.judge(look.probe, step)
+        let is_suspect = self.silence.judge(look.probe, step);
+        if was_out && self.silence.stage != Stage::Out {
+            // What it was asked before it fell silent has taken long, which says nothing of what comes.
+            self.begins = true;
+            load.forget_latency();
+        }
+        is_suspect
+    }
+
+    fn begin_anew(&mut self, load: &Load) {
+        self.begins = true;
+        load.forget_latency();
+        load.forget_failures_in_a_row();
     }
 
     fn count(&mut self, load: &Load, now: Instant) {
@@ -399,8 +412,7 @@ impl Record {
             Health::Out { reason, until } if now >= until => {
                 self.health = Health::OnTrial(reason);
                 self.since = self.seen;
-                self.begins = true;
-                load.begin_anew();
+                self.begin_anew(load);
             }
             Health::Out { .. } => {
                 if has_failed {
@@ -427,8 +439,7 @@ impl Record {
         self.health = Health::Fine(now);
         // What it did before is no reason to put it out again.
         self.window = Window::default();
-        self.begins = true;
-        load.begin_anew();
+        self.begin_anew(load);
     }
 }
 
@@ -688,9 +699,13 @@ mod tests {
             scene.start(1);
             scene.looks(50);
             assert_eq!(scene.out(), [1]);
+            scene.loads[0].seed(2 * MS, scene.now);
+            scene.loads[1].given_up(5 * SECOND, scene.now);
             scene.probes[1] = end;
             scene.look();
             assert_eq!(scene.out(), []);
+            let expected = scene.loads[0].latency(scene.now);
+            assert_eq!(scene.loads[1].latency(scene.now), expected, "the past says nothing");
         }
     }
 

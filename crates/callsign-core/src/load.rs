@@ -165,10 +165,14 @@ impl Load {
         self.latency.seed(latency, self.millis(now));
     }
 
-    /// Forgets latency and failures in a row, so that it can be [seeded](Self::seed) as a new endpoint is
-    pub fn begin_anew(&self) {
-        self.failures.store(0, Relaxed);
+    /// The latency is unknown again, and can be [seeded](Self::seed) as a new endpoint's
+    pub fn forget_latency(&self) {
         self.latency.forget();
+    }
+
+    /// The next failure is the first in its row
+    pub fn forget_failures_in_a_row(&self) {
+        self.failures.store(0, Relaxed);
     }
 
     /// From here on one call at a time is let in, beside those that wait already, and none after the first that
@@ -447,7 +451,8 @@ mod tests {
         let (load, t0) = load();
         load.seed(70 * MS, t0);
         load.failed(t0);
-        load.begin_anew();
+        load.forget_latency();
+        load.forget_failures_in_a_row();
         load.seed(7 * MS, t0);
         assert!(near(load.latency(t0), 7 * MS));
         assert_eq!((load.failures_in_a_row(), load.failures()), (0, 1));
