@@ -1039,7 +1039,7 @@ mod tests {
 
     #[test]
     fn whatever_happens_somebody_is_left_and_no_call_goes_to_a_silent_one_unless_to_all() {
-        for seed in 0..60 {
+        for seed in 0..20 {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut scene = Scene::new(random.usize(1..8));
             let count = scene.loads.len();
