@@ -7,12 +7,16 @@
 //!
 //! There is always somebody left: see [`Ejection::ejected`].
 
+mod record;
+mod silence;
+
 use std::{
     collections::HashMap,
     fmt,
     time::{Duration, Instant},
 };
 
+use self::record::Record;
 use crate::load::Load;
 
 /// Why an endpoint is left out
@@ -68,6 +72,10 @@ pub struct Look<'a> {
 pub struct Judgement {
     /// Those whose connections are to be asked for a PING
     pub probes: Vec<u64>,
+    /// Whether somebody is [ejected](Ejection::ejected) who was not, or the other way round
+    pub is_news: bool,
+    /// Whether somebody is on trial, and lets one call in
+    pub on_trial: bool,
     /// How many stay in use from now on, because too few would be left without them; zero unless that is news
     pub spared: usize,
 }
@@ -75,146 +83,97 @@ pub struct Judgement {
 /// Leaves endpoints out, and lets them in again
 ///
 /// The owner has it [`judge`](Self::judge) all endpoints that are ready when the time of [`due`](Self::due) has come, when
-/// that set changes, when an endpoint's failures in a row reach [`MOST_FAILURES`], and when a call on trial fails.
+/// that set changes, when an endpoint's failures in a row reach [`MOST_FAILURES`], and when a call on trial ends.
 /// What it knows belongs to an endpoint's number and outlives connections, until it is told to [`forget`](Self::forget).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Ejection {
     records: HashMap<u64, Record>,
-    left: Left,
+    /// Those that are left out.
+    ejected: HashMap<u64, Reason>,
+    /// How many are not, though they should be.
+    spared: usize,
+    /// Whether too few would be left without those that fail.
+    is_panic: bool,
     due: Option<Instant>,
 }
 
-/// Who is left
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Left {
-    /// Enough without those that are silent or fail.
-    Enough,
-    /// Too few: those that fail are used, too.
-    WithFailing,
-    /// Too few even so: everybody is used.
-    Everybody,
-}
-
-/// Time between two looks while there is something to judge. Of our own: a fifth of a short deadline, and a thousand
-/// endpoints cost some 50 us.
+/// Time between two looks while there is something to judge. Of our own: a fifth of a short deadline.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 /// Failures in a row that put an endpoint out: Finagle's failure accrual and Envoy's `consecutive_5xx`.
 pub const MOST_FAILURES: u32 = 5;
 
-/// No silence shorter than that is suspicious. Of our own: with [`INTERVAL`] for the PING's answer it ends well before a
-/// deadline of 500 ms does, and a garbage collector's pause is over by then.
-const LEAST_SILENCE: Duration = Duration::from_millis(200);
-/// Any silence this long is suspicious: it is [`KeepAlive`](crate::keepalive::KeepAlive)'s.
-const MOST_SILENCE: Duration = Duration::from_secs(5);
-/// Silence is measured against the usual latency. Of our own: a few times is chance.
-const TIMES_USUAL: u32 = 10;
-
-/// The memory of successes and failures, as a time constant: A50's and Envoy's interval.
-const WINDOW: Duration = Duration::from_secs(10);
-/// Less than these calls within the window say nothing. Of our own: between Finagle's 5 and A50's 50, since a client with many
-/// endpoints calls each of them rarely.
-const LEAST_CALLS: f64 = 10.0;
-/// Failing part of the calls that puts an endpoint out. Of our own: Finagle takes 0.2 without a look at the others, A50 0.85.
-const MOST_FAILING: f64 = 0.3;
-/// It is also this many times the others' part. Of our own: A50's standard deviations need five endpoints, this needs two.
-const TIMES_OTHERS: f64 = 3.0;
-
-/// The first time out for failures: the least of linkerd's breaker. Envoy's and A50's 30 s are for a control plane; a
-/// trial costs one call.
-const SHORTEST: Duration = Duration::from_secs(1);
-/// The longest, however often: Finagle's shortest. A server that has recovered has its share within 10 s.
-const LONGEST: Duration = Duration::from_secs(5);
-/// Successes that end a trial. Of our own: one may be luck.
-const PASSED: u64 = 3;
-/// Each such time of being fine makes up for one time out: A50's and Envoy's interval.
-const MAKES_UP: Duration = Duration::from_secs(10);
-
-impl Default for Ejection {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Ejection {
     /// Nobody is known
     pub fn new() -> Self {
-        Self { records: HashMap::new(), left: Left::Enough, due: None }
+        Self::default()
     }
 
-    /// Looks at all endpoints that are ready; sets their trials and what new ones are expected to be like
+    /// Looks at all endpoints that are ready; limits those on trial, and sets what new ones are expected to be like
     pub fn judge<'a>(&mut self, now: Instant, looks: impl IntoIterator<Item = Look<'a>>) -> Judgement {
         let looks: Vec<_> = looks.into_iter().collect();
-        let (mut probes, mut is_busy) = (Vec::new(), false);
+        let mut probes = Vec::new();
+        let (mut is_busy, mut begins, mut is_suspect, mut is_troubled) = (false, false, false, false);
         for look in &looks {
             let record = self.records.entry(look.endpoint);
             let record = record.or_insert_with(|| Record::new(look.load, now));
-            is_busy |= record.is_news(look.load) || look.load.waiting() > 0;
-            if record.judge_silence(look, now) {
+            is_busy |= record.is_busy(look.load, now);
+            if record.judge(look, now, self.is_panic) {
                 probes.push(look.endpoint);
             }
-            record.count(look.load, now);
-            record.judge_failures(look.load, now, self.left != Left::Enough);
-            is_busy |= record.needs_looks();
+            begins |= record.has_begun();
+            is_suspect |= record.suspicion(look.load).is_some();
+            is_troubled |= record.is_troubled();
         }
-        self.compare(&looks, now);
-        self.seed(&looks, now);
-        let spared = self.spare(&looks);
-        self.set_trials(&looks);
-        self.due = is_busy.then(|| now + INTERVAL);
-        Judgement { probes, spared }
+        if begins {
+            self.seed(&looks, now);
+        }
+        if is_suspect {
+            self.compare(&looks, now);
+        }
+        // Mostly nothing is the matter, and nobody has to be counted.
+        let (is_news, spared) = self.settle(if is_suspect || is_troubled { &looks } else { &[] });
+        let on_trial = is_troubled && self.set_trials(&looks);
+        let needs_looks = |look: &Look<'_>| self.records.get(&look.endpoint).is_some_and(Record::needs_looks);
+        let is_due = is_busy || is_suspect || is_troubled && looks.iter().any(needs_looks);
+        self.due = is_due.then(|| now + INTERVAL);
+        Judgement { probes, is_news, on_trial, spared }
     }
 
     /// Why an endpoint is left out, if it is
     ///
-    /// If fewer than a third of the ready endpoints would be left, those that fail are let in again; and if that is not
-    /// enough, those that are silent, too. Envoy panics below a half and Finagle, too; but of two endpoints one may be out.
+    /// If fewer than a third of the ready endpoints would be left, those that fail are let in again; those that are silent
+    /// only if all are. Envoy panics below a half and Finagle, too; but of two endpoints one may be out.
     pub fn ejected(&self, endpoint: u64) -> Option<Reason> {
-        let record = self.records.get(&endpoint)?;
-        match (record.silence.stage, record.health, self.left) {
-            (_, _, Left::Everybody) => None,
-            (Stage::Out, _, _) => Some(Reason::Silent),
-            (_, Health::Out { reason, .. }, Left::Enough) => Some(reason),
-            _ => None,
-        }
+        self.ejected.get(&endpoint).copied()
     }
 
-    /// When to judge again although nothing else has happened; `None` until there is [news](Self::has_news)
+    /// When to judge again although nothing else has happened; `None` until a call begins
     pub fn due(&self) -> Option<Instant> {
         self.due
-    }
-
-    /// Whether calls have begun since they were last judged
-    pub fn has_news<'a>(&self, looks: impl IntoIterator<Item = Look<'a>>) -> bool {
-        let is_news = |look: Look<'_>| match self.records.get(&look.endpoint) {
-            Some(record) => record.is_news(look.load),
-            None => true,
-        };
-        looks.into_iter().any(is_news)
     }
 
     /// An endpoint is gone for good
     pub fn forget(&mut self, endpoint: u64) {
         self.records.remove(&endpoint);
+        self.ejected.remove(&endpoint);
     }
 
     /// Puts out those that fail more often than the others
     fn compare(&mut self, looks: &[Look<'_>], now: Instant) {
-        let (mut all, mut count) = (Window::default(), 0);
-        for record in looks.iter().filter_map(|look| self.records.get(&look.endpoint)) {
-            if !record.is_out() {
-                all.add(record.window, 1.0);
-                count += 1;
-            }
-        }
-        if count < 2 {
-            return;
-        }
+        let known = looks.iter().filter_map(|look| self.records.get(&look.endpoint));
+        // Whoever is out did what it did long ago.
+        let used: Vec<_> = known.filter(|record| record.is_out().is_none()).collect();
+        let mut windows: Vec<_> = used.iter().filter_map(|record| record.window.now(now)).collect();
+        let mut recent: Vec<_> = used.iter().filter_map(|record| record.recent.now(now)).collect();
         for look in looks {
             let Some(record) = self.records.get_mut(&look.endpoint) else { continue };
-            let mut others = all;
-            others.add(record.window, -1.0);
-            if record.is_fine() && record.window.is_worse_than(others) {
-                record.put_out(Reason::SuccessRate, look.load, now);
+            let is_worse = match record.suspicion(look.load) {
+                Some(Reason::ConsecutiveFailures) => record.recent.is_far_worse_than(&mut recent),
+                Some(_) => record.window.is_far_worse_than(&mut windows),
+                None => false,
+            };
+            if let Some(reason) = record.suspicion(look.load).filter(|_| is_worse) {
+                record.put_out(reason, look.load, now);
             }
         }
     }
@@ -224,328 +183,54 @@ impl Ejection {
         let (mut known, mut anew) = (Vec::new(), Vec::new());
         for look in looks {
             let Some(record) = self.records.get_mut(&look.endpoint) else { continue };
-            if std::mem::take(&mut record.begins) {
+            if record.begins() {
                 anew.push(look.load);
             } else if record.is_fine() {
-                known.push(look.load);
+                known.extend(look.load.latency(now));
             }
         }
-        if anew.is_empty() {
-            return;
-        }
-        let mut latencies: Vec<_> = known.iter().filter_map(|load| load.latency(now)).collect();
-        if !latencies.is_empty() {
-            let middle = latencies.len() / 2;
-            let median = *latencies.select_nth_unstable(middle).1;
+        if !known.is_empty() {
+            let middle = known.len() / 2;
+            let median = *known.select_nth_unstable(middle).1;
             anew.iter().for_each(|load| load.seed(median, now));
         }
     }
 
-    /// Decides who is left; how many are spared, if that is news
-    fn spare(&mut self, looks: &[Look<'_>]) -> usize {
-        let (mut fine, mut heard, mut out) = (0, 0, 0);
-        for record in looks.iter().filter_map(|look| self.records.get(&look.endpoint)) {
-            let is_heard = record.silence.stage != Stage::Out;
-            heard += usize::from(is_heard);
-            fine += usize::from(is_heard && record.is_fine());
-            out += usize::from(!is_heard || record.is_out());
-        }
-        let enough = |left: usize| 3 * left >= looks.len();
-        let before = self.left;
-        self.left = match (enough(fine), enough(heard)) {
-            (true, _) => Left::Enough,
-            (false, true) => Left::WithFailing,
-            (false, false) => Left::Everybody,
-        };
-        if before != Left::Enough || self.left == Left::Enough {
-            return 0;
-        }
-        out - looks.iter().filter(|look| self.ejected(look.endpoint).is_some()).count()
+    /// Decides who is left out; whether that is news, and how many are spared, if that is
+    fn settle(&mut self, looks: &[Look<'_>]) -> (bool, usize) {
+        let known =
+            || looks.iter().filter_map(|look| Some((look.endpoint, self.records.get(&look.endpoint)?)));
+        let heard = known().filter(|(_, record)| !record.is_silent()).count();
+        let fine = known().filter(|(_, record)| !record.is_silent() && record.is_fine()).count();
+        let is_panic = 3 * fine < looks.len();
+        let out = known().filter(|(_, record)| record.is_silent() || record.is_out().is_some()).count();
+        let ejected: HashMap<_, _> = known()
+            .filter_map(|(endpoint, record)| {
+                let silent = (record.is_silent() && heard > 0).then_some(Reason::Silent);
+                let failing = record.is_out().filter(|_| !is_panic && !record.is_silent());
+                Some((endpoint, silent.or(failing)?))
+            })
+            .collect();
+        let spared = out - ejected.len();
+        let news = (ejected != self.ejected, if self.spared == 0 { spared } else { 0 });
+        (self.ejected, self.spared, self.is_panic) = (ejected, spared, is_panic);
+        news
     }
 
-    fn set_trials(&self, looks: &[Look<'_>]) {
+    /// Lets one call at a time in to those on trial, unless everybody is needed; whether there are any
+    fn set_trials(&self, looks: &[Look<'_>]) -> bool {
+        let mut any = false;
         for look in looks {
-            let record = self.records.get(&look.endpoint);
-            let on_trial = record.is_some_and(|record| matches!(record.health, Health::OnTrial { .. }));
-            // While everybody is needed there is no time for trials.
-            if on_trial && self.left == Left::Enough {
-                look.load.try_out();
-            } else {
-                look.load.let_all_in();
-            }
-        }
-    }
-}
-
-/// What is known of one endpoint
-#[derive(Debug)]
-struct Record {
-    looked: Instant,
-    /// What its load had counted then.
-    seen: Seen,
-    silence: Silence,
-    window: Window,
-    health: Health,
-    /// What its load had counted when it was put out, was put on trial, or has failed since.
-    since: Seen,
-    /// Times out for failures, in a row.
-    times: u32,
-    /// It is to be expected to be like the others: it is new, on trial, or let in again.
-    begins: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    started: u64,
-    answers: u64,
-    successes: u64,
-    failures: u64,
-}
-
-impl Seen {
-    fn of(load: &Load) -> Self {
-        Self {
-            started: load.started(),
-            answers: load.answers(),
-            successes: load.successes(),
-            failures: load.failures(),
-        }
-    }
-}
-
-/// How an endpoint does as far as failures tell
-#[derive(Clone, Copy, Debug)]
-enum Health {
-    /// Since then, or since a time out was last made up for.
-    Fine(Instant),
-    Out {
-        reason: Reason,
-        until: Instant,
-    },
-    /// After it was out for that reason.
-    OnTrial(Reason),
-}
-
-impl Record {
-    fn new(load: &Load, now: Instant) -> Self {
-        let seen = Seen::of(load);
-        Self {
-            looked: now,
-            seen,
-            silence: Silence::default(),
-            window: Window::default(),
-            health: Health::Fine(now),
-            since: seen,
-            times: 0,
-            begins: true,
-        }
-    }
-
-    fn is_fine(&self) -> bool {
-        matches!(self.health, Health::Fine(_))
-    }
-
-    fn is_out(&self) -> bool {
-        matches!(self.health, Health::Out { .. })
-    }
-
-    fn is_news(&self, load: &Load) -> bool {
-        load.started() != self.seen.started
-    }
-
-    /// Whether looks are due though nobody calls; a trial waits for calls, and those are news
-    fn needs_looks(&self) -> bool {
-        self.silence.stage != Stage::Listening || self.is_out()
-    }
-
-    /// True if a PING is to be sent
-    fn judge_silence(&mut self, look: &Look<'_>, now: Instant) -> bool {
-        let load = look.load;
-        // Who stood still himself blames nobody.
-        let step = now.saturating_duration_since(self.looked).min(INTERVAL);
-        let waited = (load.waiting() > 0).then(|| load.unanswered(now));
-        let was_out = self.silence.stage == Stage::Out;
-        let was_answered = load.answers() != self.seen.answers;
-        if was_answered {
-            self.silence = Silence { usual: load.latency(now).unwrap_or_default(), ..Silence::default() };
-        }
-        self.silence.go_on(step, waited, self.is_news(load) && !was_answered);
-        let is_suspect = self.silence.judge(look.probe, step);
-        if was_out && self.silence.stage != Stage::Out {
-            // What it was asked before it fell silent has taken long, which says nothing of what comes.
-            self.begins = true;
-            load.forget_latency();
-        }
-        is_suspect
-    }
-
-    fn begin_anew(&mut self, load: &Load) {
-        self.begins = true;
-        load.forget_latency();
-        load.forget_failures_in_a_row();
-    }
-
-    fn count(&mut self, load: &Load, now: Instant) {
-        let (before, seen) = (self.seen, Seen::of(load));
-        self.window.fade(now.saturating_duration_since(self.looked));
-        self.window.succeeded += (seen.successes - before.successes) as f64;
-        self.window.failed += (seen.failures - before.failures) as f64;
-        (self.seen, self.looked) = (seen, now);
-    }
-
-    /// Judges by this endpoint's failures alone
-    fn judge_failures(&mut self, load: &Load, now: Instant, everybody_is_used: bool) {
-        let has_failed = self.seen.failures != self.since.failures;
-        let has_passed = !has_failed && self.seen.successes >= self.since.successes + PASSED;
-        match self.health {
-            Health::Fine(_) if load.failures_in_a_row() >= MOST_FAILURES => {
-                self.put_out(Reason::ConsecutiveFailures, load, now);
-            }
-            Health::Fine(since) => {
-                if self.times > 0 && now >= since + MAKES_UP {
-                    self.times -= 1;
-                    self.health = Health::Fine(since + MAKES_UP);
-                }
-            }
-            // It is called all the same, which is as good as a trial.
-            Health::Out { .. } if everybody_is_used && has_passed => self.let_in(load, now),
-            Health::Out { reason, until } if now >= until => {
-                self.health = Health::OnTrial(reason);
-                self.since = self.seen;
-                self.begin_anew(load);
-            }
-            Health::Out { .. } => {
-                if has_failed {
-                    self.since = self.seen;
-                }
-            }
-            Health::OnTrial(reason) if has_failed => self.put_out(reason, load, now),
-            Health::OnTrial(_) => {
-                if has_passed {
-                    self.let_in(load, now);
+            if self.records.get(&look.endpoint).is_some_and(Record::is_on_trial) {
+                if self.is_panic {
+                    look.load.let_all_in();
+                } else {
+                    look.load.try_out();
+                    any = true;
                 }
             }
         }
-    }
-
-    fn put_out(&mut self, reason: Reason, load: &Load, now: Instant) {
-        let time = SHORTEST.saturating_mul(1 << self.times.min(8)).min(LONGEST);
-        self.times = self.times.saturating_add(1);
-        self.health = Health::Out { reason, until: now + time };
-        self.since = Seen::of(load);
-    }
-
-    fn let_in(&mut self, load: &Load, now: Instant) {
-        self.health = Health::Fine(now);
-        // What it did before is no reason to put it out again.
-        self.window = Window::default();
-        self.begin_anew(load);
-    }
-}
-
-/// Successes and failures that fade
-#[derive(Clone, Copy, Debug, Default)]
-struct Window {
-    succeeded: f64,
-    failed: f64,
-}
-
-impl Window {
-    fn fade(&mut self, elapsed: Duration) {
-        let kept = (-elapsed.as_secs_f64() / WINDOW.as_secs_f64()).exp();
-        self.succeeded *= kept;
-        self.failed *= kept;
-    }
-
-    fn add(&mut self, other: Self, times: f64) {
-        // What is left of a sum without one of its parts may be a hair below zero.
-        self.succeeded = (self.succeeded + times * other.succeeded).max(0.0);
-        self.failed = (self.failed + times * other.failed).max(0.0);
-    }
-
-    fn calls(self) -> f64 {
-        self.succeeded + self.failed
-    }
-
-    /// Part of the calls that failed
-    fn failing(self) -> f64 {
-        if self.calls() > 0.0 { self.failed / self.calls() } else { 0.0 }
-    }
-
-    fn is_worse_than(self, others: Self) -> bool {
-        let failing = self.failing();
-        self.calls() >= LEAST_CALLS && failing > MOST_FAILING && failing > TIMES_OTHERS * others.failing()
-    }
-}
-
-/// How long an endpoint has answered nothing although calls were made
-#[derive(Debug)]
-struct Silence {
-    stage: Stage,
-    /// As far as looks have seen it.
-    lasting: Duration,
-    /// The usual latency when a call was last answered: those who give up in the silence make it look slower.
-    usual: Duration,
-    /// How many times longer than usual it has to be: doubles with each PING that was answered while no call was.
-    patience: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Listening,
-    /// A PING was asked for that long ago.
-    Asked(Duration),
-    /// That was not answered, either.
-    Out,
-}
-
-impl Default for Silence {
-    fn default() -> Self {
-        Self { stage: Stage::Listening, lasting: Duration::ZERO, usual: Duration::ZERO, patience: 1 }
-    }
-}
-
-impl Silence {
-    /// It lasts a look longer if calls have `waited`, or have come, and gone unanswered
-    fn go_on(&mut self, step: Duration, waited: Option<Duration>, have_come: bool) {
-        match waited {
-            // Of the step in which it began, only a part.
-            Some(waited) if self.lasting.is_zero() => self.lasting = step.min(waited),
-            None if !have_come => {}
-            _ => self.lasting += step,
-        }
-    }
-
-    /// True if a PING is to be sent
-    fn judge(&mut self, probe: Probe, step: Duration) -> bool {
-        self.stage = match (self.stage, probe) {
-            (Stage::Listening, _) => {
-                let is_suspect = self.lasting >= self.bound();
-                if is_suspect {
-                    self.stage = Stage::Asked(Duration::ZERO);
-                }
-                return is_suspect;
-            }
-            // Another connection: its SETTINGS were read.
-            (_, Probe::Unasked) => {
-                *self = Self { usual: self.usual, ..Self::default() };
-                return false;
-            }
-            // It lives, or there is no telling.
-            (_, Probe::Answered | Probe::Denied) => {
-                (self.lasting, self.patience) = (Duration::ZERO, self.patience.saturating_mul(2));
-                Stage::Listening
-            }
-            (Stage::Asked(ago), Probe::Sent) if ago + step >= INTERVAL => Stage::Out,
-            (Stage::Asked(ago), Probe::Sent) => Stage::Asked(ago + step),
-            (stage, _) => stage,
-        };
-        false
-    }
-
-    fn bound(&self) -> Duration {
-        let usual = self.usual.saturating_mul(TIMES_USUAL).max(LEAST_SILENCE);
-        usual.saturating_mul(self.patience).min(MOST_SILENCE)
+        any
     }
 }
 
@@ -598,6 +283,20 @@ mod tests {
                     *probe = Probe::Sent;
                 }
             }
+        }
+
+        /// Calls that fail one after the other, for longer than a moment
+        fn fail(&mut self, endpoints: impl IntoIterator<Item = usize>) {
+            let endpoints: Vec<_> = endpoints.into_iter().collect();
+            endpoints.iter().for_each(|&endpoint| self.calls(endpoint, 4, false));
+            self.looks(2);
+            endpoints.iter().for_each(|&endpoint| self.call(endpoint, false));
+            self.look();
+        }
+
+        /// Calls to the others, which are fine
+        fn serve(&mut self, endpoints: impl IntoIterator<Item = usize>) {
+            endpoints.into_iter().for_each(|endpoint| self.calls(endpoint, 5, true));
         }
 
         fn looks(&mut self, count: u32) {
@@ -684,12 +383,24 @@ mod tests {
             if scene.probes[0] == Probe::Sent {
                 asked_at.push(look);
                 scene.probes[0] = Probe::Answered;
+            } else if scene.probes[0] == Probe::Answered && scene.loads[0].unanswered(scene.now).is_zero() {
+                scene.start(0);
             }
             assert_eq!(scene.out(), []);
         }
         // It takes a look to see that it was answered; the silence is five seconds at most.
         assert_eq!(asked_at[..5], [2, 7, 16, 33, 66]);
         assert_eq!(asked_at[6] - asked_at[5], 51);
+    }
+
+    #[test]
+    fn a_long_call_alone_is_suspected_once_and_then_needs_no_looks() {
+        let mut scene = Scene::new(2);
+        scene.start(0);
+        scene.looks(2);
+        scene.probes[0] = Probe::Answered;
+        scene.looks(100);
+        assert_eq!((&scene.asked, scene.ejection.due()), (&vec![0], None));
     }
 
     #[test]
@@ -825,29 +536,51 @@ mod tests {
         scene.start(0);
         scene.looks(10);
         assert_eq!((&scene.asked, scene.out(), scene.spared), (&vec![0], vec![], 1));
-        scene.calls(0, 100, false);
-        scene.looks(10);
-        assert_eq!((scene.out(), scene.spared, scene.loads[0].is_on_trial()), (vec![], 1, false));
+        for _ in 0..20 {
+            scene.fail([0]);
+            assert_eq!((scene.out(), scene.spared, scene.loads[0].is_on_trial()), (vec![], 1, false));
+        }
     }
 
     #[test]
     fn five_failures_in_a_row_put_one_of_two_out_and_four_do_not() {
         let mut scene = Scene::new(2);
+        scene.serve([0]);
         scene.calls(1, 4, false);
+        scene.looks(2);
         scene.call(1, true);
-        scene.calls(1, 4, false);
-        scene.judge();
+        scene.calls(1, 3, false);
+        scene.looks(2);
+        scene.call(1, false);
+        scene.looks(3);
         assert_eq!(scene.out(), []);
         scene.call(1, false);
-        scene.judge();
+        scene.look();
         assert_eq!(scene.ejected(), [None, Some(Reason::ConsecutiveFailures)]);
+    }
+
+    #[test]
+    fn deadlines_that_all_pass_in_one_moment_put_nobody_out() {
+        let mut scene = Scene::new(2);
+        scene.serve([0]);
+        scene.calls(1, 24, false);
+        for _ in 0..20 {
+            scene.now += 4 * MS;
+            scene.judge();
+            scene.call(1, false);
+        }
+        scene.looks(5);
+        assert_eq!(scene.out(), []);
+        scene.call(1, false);
+        scene.look();
+        assert_eq!(scene.out(), [1], "unless it goes on");
     }
 
     #[test]
     fn the_time_out_doubles_up_to_five_seconds_and_each_trial_costs_one_call() {
         let mut scene = Scene::new(2);
-        scene.calls(1, 5, false);
-        scene.judge();
+        scene.serve([0]);
+        scene.fail([1]);
         let mut times = Vec::new();
         for _ in 0..6 {
             times.push(scene.time_out(1).as_secs());
@@ -862,12 +595,11 @@ mod tests {
     #[test]
     fn three_successes_on_trial_make_it_one_of_the_others() {
         let mut scene = Scene::new(3);
-        (0..2).for_each(|endpoint| scene.calls(endpoint, 5, true));
-        scene.calls(2, 5, false);
-        scene.judge();
+        scene.serve([0, 1]);
+        scene.fail([2]);
         scene.time_out(2);
-        let expected = scene.loads[0].latency(scene.now);
-        assert_eq!((scene.loads[2].latency(scene.now), scene.loads[2].failures_in_a_row()), (expected, 0));
+        assert_eq!(scene.loads[2].latency(scene.now), scene.loads[0].latency(scene.now));
+        assert_eq!(scene.loads[2].failures_in_a_row(), 0);
         scene.start(2);
         assert!(!scene.loads[2].lets_in());
         scene.loads[2].untaken();
@@ -886,8 +618,8 @@ mod tests {
         let mut scene = Scene::new(2);
         let mut time_out = |fine_before| {
             scene.looks(fine_before);
-            scene.calls(1, 5, false);
-            scene.judge();
+            scene.serve([0]);
+            scene.fail([1]);
             let time = scene.time_out(1).as_secs();
             scene.calls(1, 3, true);
             scene.look();
@@ -900,9 +632,13 @@ mod tests {
     #[test]
     fn one_that_fails_half_of_its_calls_is_out_beside_one_other() {
         let mut scene = Scene::new(2);
-        for call in 0..20 {
+        for call in 0..30 {
             scene.call(0, true);
             scene.call(1, call % 2 == 0);
+            if call % 10 == 9 {
+                assert_eq!(scene.out(), []);
+                scene.look();
+            }
         }
         scene.look();
         assert_eq!(scene.ejected(), [None, Some(Reason::SuccessRate)]);
@@ -917,15 +653,31 @@ mod tests {
     }
 
     #[test]
+    fn two_of_three_that_fail_are_both_found() {
+        let mut scene = Scene::new(3);
+        for call in 0..30 {
+            scene.call(0, true);
+            scene.call(1, call % 2 == 0);
+            scene.call(2, call % 2 == 1);
+            if call % 10 == 9 {
+                scene.look();
+            }
+        }
+        assert_eq!(scene.out(), [1, 2]);
+    }
+
+    #[test]
     fn few_calls_few_failures_or_others_that_fail_as_well_put_nobody_out() {
-        for (calls, failing, others_failing) in [(8, 2, 100), (100, 4, 100), (100, 2, 2)] {
+        for (calls, failing, others_failing) in [(8, 2, 100), (100, 4, 100), (100, 2, 4), (100, 2, 2)] {
             let mut scene = Scene::new(3);
             for call in 0..calls {
-                scene.call(0, true);
+                scene.call(0, call % others_failing != others_failing - 1);
                 scene.call(1, call % failing != 0);
                 scene.call(2, call % others_failing != 1);
+                if call % 4 == 3 {
+                    scene.look();
+                }
             }
-            scene.look();
             assert_eq!(scene.out(), [], "{calls} calls, one of {failing} fails");
         }
     }
@@ -944,53 +696,74 @@ mod tests {
     }
 
     #[test]
-    fn if_all_fail_calls_go_to_all_and_the_first_to_recover_brings_all_back() {
+    fn if_all_begin_to_fail_at_the_same_time_nobody_is_worse_than_the_others() {
         let mut scene = Scene::new(3);
-        for look in 0..200 {
-            let used: Vec<_> = (0..3).filter(|endpoint| !scene.out().contains(endpoint)).collect();
-            assert!(look == 0 || used.len() == 3, "{used:?}");
-            used.into_iter().for_each(|endpoint| scene.calls(endpoint, 5, false));
+        for look in 0..600 {
+            (0..3).for_each(|endpoint| scene.calls(endpoint, 6 + endpoint as u32, look < 300));
             scene.look();
+            assert_eq!((scene.out(), scene.spared), (vec![], 0));
+        }
+    }
+
+    #[test]
+    fn if_one_after_the_other_fails_calls_go_to_all_and_their_successes_bring_all_back() {
+        let mut scene = Scene::new(4);
+        for failing in 1..4 {
+            scene.serve(failing..4);
+            scene.fail([failing - 1]);
+        }
+        assert_eq!((scene.out(), scene.spared), (vec![], 3));
+        for _ in 0..200 {
+            (0..4).for_each(|endpoint| scene.calls(endpoint, 5, false));
+            scene.look();
+            assert_eq!((scene.out(), scene.spared), (vec![], 3), "said once");
             assert!(scene.loads.iter().all(Load::lets_in));
         }
-        assert_eq!(scene.spared, 3, "which is said once");
-        (0..3).for_each(|endpoint| scene.calls(endpoint, 3, true));
-        scene.look();
+        scene.serve(0..4);
+        scene.looks(2);
+        assert!(!scene.loads.iter().any(Load::is_on_trial));
         scene.looks(100);
         assert_eq!(scene.out(), []);
-        assert!(!scene.loads.iter().any(Load::is_on_trial));
     }
 
     #[test]
     fn at_least_a_third_is_left() {
-        for (count, failing, out) in [(3, 2, 2), (4, 2, 2), (4, 3, 0), (9, 6, 6), (9, 7, 0)] {
+        for (count, failing) in [(3, 2), (4, 2), (9, 6)] {
             let mut scene = Scene::new(count);
-            (0..failing).for_each(|endpoint| scene.calls(endpoint, 5, false));
-            scene.judge();
-            assert_eq!((scene.out().len(), scene.spared), (out, failing - out), "{failing} of {count} fail");
+            scene.serve(failing..count);
+            scene.fail(0..failing);
+            assert_eq!((scene.out().len(), scene.spared), (failing, 0), "{failing} of {count} fail");
+            scene.serve(failing + 1..count);
+            scene.fail([failing]);
+            assert!(3 * scene.out().len() <= 2 * count, "one more of {count} fails");
         }
     }
 
     #[test]
     fn while_others_only_fail_a_silent_one_stays_out() {
-        let mut scene = Scene::new(2);
+        let mut scene = Scene::new(3);
+        scene.serve([0, 2]);
         scene.start(0);
         scene.looks(3);
-        scene.calls(1, 5, false);
-        scene.look();
-        assert_eq!((scene.ejected(), scene.spared), (vec![Some(Reason::Silent), None], 1));
+        scene.serve([2]);
+        scene.fail([1]);
+        assert_eq!(scene.ejected(), [Some(Reason::Silent), Some(Reason::ConsecutiveFailures), None]);
+        scene.start(2);
+        scene.looks(3);
+        assert_eq!((scene.out(), scene.spared), (vec![0, 2], 1), "what fails is used");
         scene.start(1);
-        scene.looks(4);
-        assert_eq!(scene.out(), [], "both are silent");
+        scene.looks(3);
+        assert_eq!((scene.out(), scene.spared), (vec![], 1), "all are silent");
     }
 
     #[test]
     fn a_silent_one_that_failed_too_is_on_trial_when_it_speaks() {
         let mut scene = Scene::new(2);
+        scene.serve([0]);
         scene.start(1);
-        scene.calls(0, 5, true);
-        for _ in 0..5 {
-            scene.loads[1].failed(scene.now);
+        for _ in 0..3 {
+            (0..5).for_each(|_| assert!(scene.loads[1].failed(scene.now) > 0));
+            scene.look();
         }
         scene.looks(50);
         assert_eq!(scene.ejected(), [None, Some(Reason::Silent)]);
@@ -1014,27 +787,33 @@ mod tests {
     #[test]
     fn who_is_not_looked_at_for_a_while_stays_known_until_it_is_forgotten() {
         let mut scene = Scene::new(2);
-        scene.calls(1, 5, false);
-        scene.judge();
+        scene.serve([0]);
+        scene.fail([1]);
         let alone = looks(&scene.loads[..1], &scene.probes[..1]);
-        scene.ejection.judge(scene.now + 100 * MS, alone);
-        assert_eq!(scene.out(), [1], "its connection was lost");
+        assert!(scene.ejection.judge(scene.now, alone).is_news, "its connection was lost");
+        scene.judge();
+        assert_eq!(scene.out(), [1]);
         scene.ejection.forget(1);
+        scene.judge();
         assert_eq!(scene.out(), []);
     }
 
     #[test]
-    fn a_call_that_begins_is_news_to_who_looks_no_more() {
+    fn looks_are_due_while_calls_begin_or_somebody_is_out_and_trials_wait_for_calls() {
         let mut scene = Scene::new(2);
-        scene.look();
-        let has_news = |scene: &Scene| scene.ejection.has_news(looks(&scene.loads, &scene.probes));
-        assert_eq!((scene.ejection.due(), has_news(&scene)), (None, false));
+        assert_eq!(scene.ejection.due(), None);
         scene.call(1, true);
-        assert!(has_news(&scene));
         scene.look();
         assert_eq!(scene.ejection.due(), Some(scene.now + INTERVAL));
         scene.look();
-        assert_eq!((scene.ejection.due(), has_news(&scene)), (None, false));
+        assert_eq!(scene.ejection.due(), None);
+        scene.serve([0]);
+        scene.fail([1]);
+        scene.look();
+        assert_eq!(scene.ejection.due(), Some(scene.now + INTERVAL));
+        scene.time_out(1);
+        scene.look();
+        assert_eq!((scene.ejection.due(), scene.loads[1].is_on_trial()), (None, true));
     }
 
     #[test]
@@ -1047,16 +826,16 @@ mod tests {
             let mut tempers: Vec<f64> = (0..count).map(|_| random.f64() * 2.0 - 0.5).collect();
             for _ in 0..600 {
                 let used: Vec<_> = (0..count).filter(|endpoint| !scene.out().contains(endpoint)).collect();
-                assert!(3 * used.len() >= count, "{seed}: {used:?} of {count}");
                 let limited = used.iter().filter(|&&endpoint| scene.loads[endpoint].is_on_trial()).count();
                 assert!(limited < used.len(), "{seed}: only trials");
-                let silent = |endpoint: usize| scene.ejection.records[&(endpoint as u64)].silence.stage;
-                let (heard, mute): (Vec<usize>, _) =
-                    (0..count).partition(|&endpoint| silent(endpoint) != Stage::Out);
-                assert!(
-                    used.len() == count || mute.iter().all(|endpoint| !used.contains(endpoint)),
-                    "{seed}: {used:?} with {mute:?} silent and {heard:?} not"
-                );
+                let is_silent = |endpoint: usize| scene.ejection.records[&(endpoint as u64)].is_silent();
+                let (mute, heard): (Vec<usize>, Vec<usize>) =
+                    (0..count).partition(|&endpoint| is_silent(endpoint));
+                let enough = 3 * used.len() >= count || used == heard;
+                let no_silent_one =
+                    used.len() == count || mute.iter().all(|endpoint| !used.contains(endpoint));
+                assert!(enough && no_silent_one, "{seed}: {used:?} with {mute:?} silent and {heard:?} not");
+                assert!(!used.is_empty(), "{seed}: nobody is left");
                 for &endpoint in &used {
                     for _ in 0..random.u32(0..5) {
                         match tempers[endpoint] {

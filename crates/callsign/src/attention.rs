@@ -23,8 +23,7 @@ const CALLED: u8 = 2;
 impl Attention {
     /// A call has begun: costs a load while somebody is awake
     pub(crate) fn stir(&self) {
-        // The statistics are written with less order than this: a call may slip through while the pool falls asleep. Its
-        // connection watches it all the same, and the next call wakes the pool.
+        // The statistics are written with less order than this: hence one more look after falling asleep.
         if self.state.load(SeqCst) == ASLEEP {
             self.call();
         }
@@ -37,10 +36,14 @@ impl Attention {
         }
     }
 
-    /// Looks no more until a call begins
-    pub(crate) fn sleep(&self) {
-        // An error means that it is asleep already, or called again.
-        let _ = self.state.compare_exchange(AWAKE, ASLEEP, SeqCst, SeqCst);
+    /// Looks no more until a call begins; false if it does not since before, or was called again
+    pub(crate) fn sleep(&self) -> bool {
+        self.state.compare_exchange(AWAKE, ASLEEP, SeqCst, SeqCst).is_ok()
+    }
+
+    /// Looks again from time to time
+    pub(crate) fn wake_up(&self) {
+        let _ = self.state.compare_exchange(ASLEEP, AWAKE, SeqCst, SeqCst);
     }
 
     /// Ready once after each [`call`](Self::call), or several
@@ -65,9 +68,13 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         attention.stir();
         assert!(attention.poll_called(&mut cx).is_pending());
+        assert!(attention.sleep() && !attention.sleep());
+        attention.wake_up();
+        attention.stir();
+        assert!(attention.poll_called(&mut cx).is_pending());
         attention.sleep();
         attention.stir();
-        attention.sleep();
+        assert!(!attention.sleep());
         assert!(attention.poll_called(&mut cx).is_ready(), "called once is not forgotten by falling asleep");
         assert!(attention.poll_called(&mut cx).is_pending());
         attention.call();

@@ -62,11 +62,23 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Counts a call as in flight until the guard is dropped
-    pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> InFlight {
-        self.load.start(now);
+    /// Counts a call as in flight until the guard is dropped; `None` if the endpoint is on trial, and others were faster
+    pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> Option<InFlight> {
+        let is_let_in = self.load.start(now);
+        let in_flight = InFlight { endpoint: Arc::clone(self), started: now, waiting: true };
+        if !is_let_in {
+            in_flight.untaken();
+            return None;
+        }
         self.attention.stir();
-        InFlight { endpoint: Arc::clone(self), started: now, waiting: true }
+        Some(in_flight)
+    }
+
+    /// A call does not wait for its response any more: on trial that is for the pool to judge, and lets another one in
+    fn on_trial_call(&self) {
+        if self.load.is_on_trial() {
+            self.attention.call();
+        }
     }
 }
 
@@ -94,6 +106,7 @@ impl InFlight {
         // Who fails at once is not fast.
         let latency = now.saturating_duration_since(self.started);
         self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
+        self.endpoint.on_trial_call();
     }
 
     /// The call has ended with `code`
@@ -101,18 +114,20 @@ impl InFlight {
         let Endpoint { load, attention, .. } = &*self.endpoint;
         if blames(code) {
             let in_a_row = load.failed(Instant::now().into_std());
-            if in_a_row == MOST_FAILURES || load.is_on_trial() {
+            if in_a_row == MOST_FAILURES {
                 attention.call();
             }
         } else {
             load.succeeded();
         }
+        self.endpoint.on_trial_call();
     }
 
     /// The endpoint has not taken the call
     pub(crate) fn untaken(mut self) {
         self.waiting = false;
         self.endpoint.load.untaken();
+        self.endpoint.on_trial_call();
     }
 }
 
@@ -122,6 +137,7 @@ impl Drop for InFlight {
         if self.waiting {
             let now = Instant::now().into_std();
             load.given_up(now.saturating_duration_since(self.started), now);
+            self.endpoint.on_trial_call();
         }
         load.finish();
     }

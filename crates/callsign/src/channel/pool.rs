@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use callsign_core::ejection::Ejection;
+use callsign_core::ejection::{Ejection, INTERVAL};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, Sleep, sleep_until},
@@ -156,22 +156,22 @@ where
         members.settle(service, &mut book, now);
         // Also of who is left when others go.
         if is_due || book.is_stale() {
-            judge(ejection, attention, service, &mut book, now);
+            arm(&mut self.look, judge(ejection, attention, shared, &mut book, now));
         }
         shared.publish(book);
-        arm(&mut self.timer, self.members.due());
-        arm(&mut self.look, self.ejection.due());
+        arm(&mut self.timer, members.due());
     }
 }
 
-/// Ejects endpoints and lets them in again, as far as the book goes
+/// Ejects endpoints and lets them in again, as far as the book goes; when to do so again
 fn judge(
     ejection: &mut Ejection,
     attention: &Attention,
-    service: &str,
+    shared: &Shared,
     book: &mut Book,
     now: std::time::Instant,
-) {
+) -> Option<std::time::Instant> {
+    let service = shared.service();
     let judgement = ejection.judge(now, book.looks());
     for endpoint in judgement.probes {
         book.probe(endpoint);
@@ -181,17 +181,22 @@ fn judge(
         tracing::warn!(
             service,
             spared,
-            "too few endpoints would be left: those that fail or are silent are used as well"
+            "too few endpoints would be left: some that should be ejected are used"
         );
     }
-    book.eject(service, |endpoint| ejection.ejected(endpoint));
-    if ejection.due().is_none() {
-        attention.sleep();
-        // A call that began in between did not wake us.
-        if ejection.has_news(book.looks()) {
-            attention.call();
-        }
+    if judgement.is_news || book.is_stale() {
+        book.eject(service, |endpoint| ejection.ejected(endpoint));
     }
+    if judgement.on_trial {
+        // Perhaps the one call that is let in has ended.
+        shared.wake_all();
+    }
+    if let Some(due) = ejection.due() {
+        attention.wake_up();
+        return Some(due);
+    }
+    // One more look: a call that began in between may have woken nobody.
+    attention.sleep().then(|| now + INTERVAL)
 }
 
 /// Whether the time of `timer` has come, which is its end

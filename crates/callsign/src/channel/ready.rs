@@ -30,26 +30,37 @@ impl Balancer {
 pub(super) struct Target {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) sender: Sender,
+    /// Its address as `host:port`.
+    pub(super) name: Arc<str>,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
 }
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, weight, zone } = self;
+        let Self { endpoint, sender, name, weight, zone } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
-            .with_name(endpoint.authority.as_str())
+            .with_name(Arc::clone(name))
             .with_zone(zone.clone())
+    }
+
+    /// Takes a call, if there is room
+    fn take(&self, now: std::time::Instant) -> Option<Picked> {
+        let stream = self.sender.try_open()?;
+        Some(Picked { stream, in_flight: self.endpoint.start(now)? })
     }
 }
 
-/// The endpoints that are ready: as policies see them, if they may be picked, and as calls use them
+/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+///
+/// First those that policies pick from, then the spares, for calls that none of those can take, then all others, for calls
+/// that want this one and no other.
 pub(super) struct Ready {
-    /// As many of the `targets`, in the same order.
     candidates: Vec<Candidate>,
-    /// First those that may be picked, then the others: for calls that want one of them and no other.
     targets: Vec<Target>,
+    usable: usize,
+    spares: usize,
     picker: Picker,
 }
 
@@ -66,16 +77,22 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    /// `usable` may be picked, `others` are ready as well
-    pub(super) fn new(balancer: &Balancer, usable: Vec<Target>, others: Vec<Target>) -> Self {
-        let candidates: Vec<_> = usable.iter().map(Target::candidate).collect();
-        let targets = [usable, others].into_iter().flatten().collect();
-        let picker = (balancer.0)(&candidates);
-        Self { candidates, targets, picker }
+    pub(super) fn new(
+        balancer: &Balancer,
+        usable: Vec<Target>,
+        spares: Vec<Target>,
+        others: Vec<Target>,
+    ) -> Self {
+        let counts = (usable.len(), spares.len());
+        let targets: Vec<_> = [usable, spares, others].into_iter().flatten().collect();
+        let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
+        let picker = (balancer.0)(&candidates[..counts.0]);
+        Self { candidates, targets, usable: counts.0, spares: counts.1, picker }
     }
 
     pub(super) fn empty() -> Self {
-        Self { candidates: Vec::new(), targets: Vec::new(), picker: Box::new(|_, _| None) }
+        let (candidates, targets) = (Vec::new(), Vec::new());
+        Self { candidates, targets, usable: 0, spares: 0, picker: Box::new(|_, _| None) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -94,6 +111,7 @@ impl Ready {
             call.avoid = None;
             self.pick_for(&mut call)
         });
+        let picked = picked.or_else(|| self.pick_spare(&call));
         picked.ok_or_else(|| {
             // A connection that takes no more streams is lost already, only not yet published as such.
             let open = self.candidates.iter().any(Candidate::is_open);
@@ -102,18 +120,26 @@ impl Ready {
     }
 
     fn pick_for(&self, call: &mut Pick<'_>) -> Option<Picked> {
+        let usable = &self.candidates[..self.usable];
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
-        for _ in 0..=self.candidates.len() {
-            let chosen = (self.picker)(&self.candidates, call)?;
-            let Target { endpoint, sender, .. } = self.targets.get(chosen)?;
-            if call.avoid == Some(endpoint.number) {
+        for _ in 0..=usable.len() {
+            let chosen = (self.picker)(usable, call)?;
+            let target = self.targets.get(chosen)?;
+            if call.avoid == Some(target.endpoint.number) {
                 return None;
             }
-            if let Some(stream) = sender.try_open() {
-                return Some(Picked { stream, in_flight: endpoint.start(call.now) });
+            if let Some(picked) = target.take(call.now) {
+                return Some(picked);
             }
         }
         None
+    }
+
+    /// The first of the spares that takes it: a failing endpoint may answer, a full one does not
+    fn pick_spare(&self, call: &Pick<'_>) -> Option<Picked> {
+        let spares = self.usable..self.usable + self.spares;
+        let mut allowed = spares.filter(|&spare| call.allows(&self.candidates[spare]));
+        allowed.find_map(|spare| self.targets[spare].take(call.now))
     }
 }

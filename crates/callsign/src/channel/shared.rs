@@ -60,6 +60,9 @@ pub(super) struct Entry {
     endpoint: Arc<Endpoint>,
     /// As discovery has told it last.
     metadata: Metadata,
+    /// Of those who pick, who get it anew with each change of the set.
+    name: Arc<str>,
+    zone: Option<Arc<str>>,
     standing: Standing,
     /// As its task sees it, which knows nothing of discovery.
     state: EndpointState,
@@ -109,7 +112,10 @@ impl Book {
     /// What discovery says of a known endpoint now
     pub(super) fn describe(&mut self, endpoint: u64, metadata: &Metadata) {
         if self.entries.get(&endpoint).is_some_and(|entry| entry.metadata != *metadata) {
-            self.change(endpoint, |entry| entry.metadata = metadata.clone());
+            self.change(endpoint, |entry| {
+                entry.zone = metadata.zone().map(Arc::from);
+                entry.metadata = metadata.clone();
+            });
         }
     }
 
@@ -151,10 +157,17 @@ impl Book {
 
     /// Who is ready, and who of them may be picked
     fn ready(&self, balancer: &Balancer) -> Ready {
-        let ready = self.entries.values().filter_map(|entry| Some((entry.target()?, entry.ejected)));
-        let (usable, others): (Vec<_>, Vec<_>) = ready.partition(|(_, ejected)| ejected.is_none());
-        let targets = |side: Vec<(Target, _)>| side.into_iter().map(|(target, _)| target).collect();
-        Ready::new(balancer, targets(usable), targets(others))
+        let (mut usable, mut spares, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in self.entries.values() {
+            let side = match entry.ejected {
+                None => &mut usable,
+                // A call there would wait for its deadline.
+                Some(Reason::Silent) => &mut silent,
+                Some(_) => &mut spares,
+            };
+            side.extend(entry.target());
+        }
+        Ready::new(balancer, usable, spares, silent)
     }
 
     /// Changes an entry; what others see of that will be told
@@ -176,14 +189,14 @@ impl Book {
 impl Entry {
     pub(super) fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
-        Self { endpoint, metadata, standing, state, sender: None, cause: None, ejected: None }
+        let (name, zone) = (endpoint.address.authority().into(), metadata.zone().map(Arc::from));
+        Self { endpoint, metadata, name, zone, standing, state, sender: None, cause: None, ejected: None }
     }
 
     fn target(&self) -> Option<Target> {
         let sender = self.in_use()?.clone();
-        let zone = self.metadata.zone().map(Arc::from);
-        let endpoint = Arc::clone(&self.endpoint);
-        Some(Target { endpoint, sender, weight: self.metadata.weight(), zone })
+        let (endpoint, name) = (Arc::clone(&self.endpoint), Arc::clone(&self.name));
+        Some(Target { endpoint, sender, name, weight: self.metadata.weight(), zone: self.zone.clone() })
     }
 
     fn look(&self) -> Option<Look<'_>> {
@@ -277,6 +290,11 @@ impl Shared {
             // Nobody listens: fine.
             let _ = self.updates.send(update);
         }
+    }
+
+    /// There may be room where there was none
+    pub(super) fn wake_all(&self) {
+        self.waiters.wake_all();
     }
 
     /// Nothing will be published any more
