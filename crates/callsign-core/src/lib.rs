@@ -10,6 +10,7 @@
 //! | [`streams`] | whether a connection has room for one more stream |
 //! | [`backoff`] | when to try again |
 //! | [`keepalive`] | when to ask a silent peer whether it lives, and when to give it up |
+//! | [`ejection`] | which endpoints get no calls although they are connected |
 //! | [`hold`] | which endpoints stay in use although discovery has removed them |
 
 pub mod policy;
@@ -20,4 +21,5 @@ pub mod streams;
 pub mod backoff;
 pub mod keepalive;
 
+pub mod ejection;
 pub mod hold;

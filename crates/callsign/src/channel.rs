@@ -50,6 +50,7 @@ pub use self::{
     view::{EndpointInfo, EndpointUpdate, Updates},
 };
 pub use crate::endpoint::EndpointState;
+pub use callsign_core::ejection::Reason as EjectionReason;
 
 use self::{
     members::{EndpointConfig, Members},
@@ -58,6 +59,7 @@ use self::{
     shared::Shared,
 };
 use crate::{
+    attention::Attention,
     connection::{self, Transport, Waiters},
     instance::{Address, Instance},
     metrics::ChannelMeters,
@@ -241,7 +243,13 @@ impl Settings {
             waiters: Arc::clone(&waiters),
         };
         let meters = Arc::new(ChannelMeters::new(&self.service));
-        let config = EndpointConfig { connection, authority, meters: Arc::clone(&meters) };
+        let attention = Arc::<Attention>::default();
+        let config = EndpointConfig {
+            connection,
+            authority,
+            attention: Arc::clone(&attention),
+            meters: Arc::clone(&meters),
+        };
         let shared = Arc::new(Shared::new(
             self.service,
             self.balancer,
@@ -252,7 +260,7 @@ impl Settings {
         ));
         let (used, unused) = oneshot::channel();
         let members = Members::new(config, self.hold_window);
-        let pool = Pool::new(discover, members, Arc::clone(&shared));
+        let pool = Pool::new(discover, members, Arc::clone(&shared), attention);
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }

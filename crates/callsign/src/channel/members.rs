@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::shared::{Book, Standing};
 use crate::{
+    attention::Attention,
     connection,
     endpoint::{self, Endpoint, Event, Handle},
     instance::{Address, Instance},
@@ -29,6 +30,7 @@ pub(super) struct EndpointConfig {
     /// Instead of each endpoint's address.
     pub(super) authority: Option<Authority>,
     pub(super) meters: Arc<ChannelMeters>,
+    pub(super) attention: Arc<Attention>,
 }
 
 /// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
@@ -108,8 +110,9 @@ impl<K: Hash + Eq> Members<K> {
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
+        let attention = Arc::clone(&self.config.attention);
         let meters = self.config.meters.endpoint(&address);
-        let endpoint = Arc::new(Endpoint { number, address, authority, load, meters });
+        let endpoint = Arc::new(Endpoint { number, address, authority, load, attention, meters });
         book.add(Arc::clone(&endpoint), instance.metadata.clone());
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);

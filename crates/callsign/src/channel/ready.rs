@@ -31,16 +31,18 @@ impl Balancer {
 pub(super) struct Target {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) sender: Sender,
+    /// Its address as `host:port`.
+    pub(super) name: Arc<str>,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
 }
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, weight, zone } = self;
+        let Self { endpoint, sender, name, weight, zone } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
-            .with_name(endpoint.authority.as_str())
+            .with_name(Arc::clone(name))
             .with_zone(zone.clone())
     }
 
@@ -49,17 +51,22 @@ impl Target {
         options.permit(&self.endpoint.address)
     }
 
-    /// Takes a stream, if there is one
+    /// Takes a call, if there is room
     fn take(&self, now: std::time::Instant) -> Option<Picked> {
         let stream = self.sender.try_open()?;
-        Some(Picked { stream, in_flight: self.endpoint.start(now) })
+        Some(Picked { stream, in_flight: self.endpoint.start(now)? })
     }
 }
 
 /// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+///
+/// First those that policies pick from, then the spares, for calls that none of those can take, then all others, for calls
+/// that want this one and no other.
 pub(super) struct Ready {
     candidates: Vec<Candidate>,
     targets: Vec<Target>,
+    usable: usize,
+    spares: usize,
     picker: Picker,
 }
 
@@ -76,15 +83,22 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>) -> Self {
-        let targets: Vec<_> = targets.collect();
+    pub(super) fn new(
+        balancer: &Balancer,
+        usable: Vec<Target>,
+        spares: Vec<Target>,
+        others: Vec<Target>,
+    ) -> Self {
+        let counts = (usable.len(), spares.len());
+        let targets: Vec<_> = [usable, spares, others].into_iter().flatten().collect();
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
-        let picker = (balancer.0)(&candidates);
-        Self { candidates, targets, picker }
+        let picker = (balancer.0)(&candidates[..counts.0]);
+        Self { candidates, targets, usable: counts.0, spares: counts.1, picker }
     }
 
     pub(super) fn empty() -> Self {
-        Self { candidates: Vec::new(), targets: Vec::new(), picker: Box::new(|_, _| None) }
+        let (candidates, targets) = (Vec::new(), Vec::new());
+        Self { candidates, targets, usable: 0, spares: 0, picker: Box::new(|_, _| None) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -97,7 +111,7 @@ impl Ready {
         let options = asked.options;
         let picked = match options.pinned() {
             // What has just handed the call back is asked again: there is no other.
-            Some(_) => self.permitted(asked.options).find_map(|target| target.take(now)),
+            Some(_) => self.permitted(options).find_map(|target| target.take(now)),
             None => self.pick_by_policy(asked, now),
         };
         picked.ok_or_else(|| {
@@ -108,47 +122,58 @@ impl Ready {
     }
 
     fn pick_by_policy(&self, asked: Asked<'_>, now: std::time::Instant) -> Option<Picked> {
+        let options = asked.options;
         let mut random = fastrand::Rng::new();
         let mut call = Pick::new(&mut random, now);
-        (call.avoid, call.key, call.headers) = (asked.avoid, asked.options.key(), &asked.headers);
-        if asked.options.excluded().is_some() {
-            let excluded = self.targets.iter().find(|target| !target.is_permitted(asked.options));
+        (call.avoid, call.key, call.headers) = (asked.avoid, options.key(), &asked.headers);
+        if options.excluded().is_some() {
+            let excluded = self.targets.iter().find(|target| !target.is_permitted(options));
             call.excluded = excluded.map(|target| target.endpoint.number);
         }
-        self.pick_for(&mut call, asked.options).or_else(|| {
+        let picked = self.pick_for(&mut call, options).or_else(|| {
             // Another endpoint if there is one, else the same one again.
             asked.avoid?;
             call.avoid = None;
-            self.pick_for(&mut call, asked.options)
-        })
+            self.pick_for(&mut call, options)
+        });
+        picked.or_else(|| self.pick_spare(&call, options))
     }
 
-    /// The targets that a call may go to as far as its caller is concerned
+    /// The targets that a call may go to as far as its caller is concerned: for one that is pinned they may be ejected
     fn permitted(&self, options: &Options) -> impl Iterator<Item = &Target> {
-        self.targets.iter().filter(|target| target.is_permitted(options))
+        let count = if options.pinned().is_some() { self.targets.len() } else { self.usable + self.spares };
+        self.targets[..count].iter().filter(|target| target.is_permitted(options))
     }
 
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
+        let usable = &self.candidates[..self.usable];
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
-        for _ in 0..=self.candidates.len() {
-            let chosen = (self.picker)(&self.candidates, call)?;
+        for _ in 0..=usable.len() {
+            let chosen = (self.picker)(usable, call)?;
             let target = self.targets.get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;
             }
             if !target.is_permitted(options) {
-                // Policies know one excluded endpoint; several may have its address.
-                let mut all = self.candidates.iter().zip(&self.targets);
-                return all.find_map(|(candidate, target)| {
-                    let allowed = call.allows(candidate) && target.is_permitted(options);
-                    if allowed { target.take(call.now) } else { None }
-                });
+                return None;
             }
             if let Some(picked) = target.take(call.now) {
                 return Some(picked);
             }
         }
         None
+    }
+
+    /// The first of the spares that takes it: a failing endpoint may answer, a full one does not
+    fn pick_spare(&self, call: &Pick<'_>, options: &Options) -> Option<Picked> {
+        // Policies know one excluded endpoint, and several may have its address: then one of the others is usable still.
+        let first = if options.excluded().is_some() { 0 } else { self.usable };
+        let mut spares = first..self.usable + self.spares;
+        spares.find_map(|spare| {
+            let target = &self.targets[spare];
+            let allowed = call.allows(&self.candidates[spare]) && target.is_permitted(options);
+            if allowed { target.take(call.now) } else { None }
+        })
     }
 }
