@@ -13,9 +13,11 @@ mod fuzz;
 
 mod call;
 mod members;
+mod options;
 mod pool;
 mod ready;
 mod shared;
+mod state;
 mod view;
 
 use std::{
@@ -32,16 +34,20 @@ use std::{
 
 use callsign_core::{keepalive::KeepAlive, policy::P2cEwma};
 use http::{HeaderValue, Request, Response, uri::Authority};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::{Status, body::Body};
 use tower::{BoxError, discover::Discover};
 use tower_service::Service;
 
-pub use self::view::{EndpointInfo, EndpointUpdate, Updates};
 #[cfg(feature = "etcd")]
 pub use self::{
     etcd::{ConnectError, EtcdChannel, EtcdChannelBuilder},
     target::TargetError,
+};
+pub use self::{
+    options::{ExcludedEndpoint, HashKey, PinnedEndpoint, WaitForReady},
+    state::ChannelState,
+    view::{EndpointInfo, EndpointUpdate, Updates},
 };
 pub use crate::endpoint::EndpointState;
 pub use callsign_core::ejection::Reason as EjectionReason;
@@ -56,6 +62,7 @@ use crate::{
     attention::Attention,
     connection::{self, Transport, Waiters},
     instance::{Address, Instance},
+    metrics::ChannelMeters,
 };
 
 /// A balanced, self-healing channel over the endpoints that a `Discover` names
@@ -106,6 +113,11 @@ impl Channel {
         Updates::new(&self.inner.shared)
     }
 
+    /// Where the channel stands as a whole, now and from now on; ends with [`ChannelState::Shutdown`]
+    pub fn state(&self) -> watch::Receiver<ChannelState> {
+        self.inner.shared.state()
+    }
+
     /// Waits until an endpoint is ready
     ///
     /// No call needs it: calls wait by themselves. It is for those who want to start with a channel that works. Returns
@@ -135,15 +147,6 @@ impl Service<Request<Body>> for Channel {
         Box::pin(call::call(Arc::clone(&self.inner), request))
     }
 }
-
-/// A request extension: the call waits for an endpoint to be ready up to its deadline, not up to the pick timeout
-///
-/// ```
-/// let mut request = tonic::Request::new(());
-/// request.extensions_mut().insert(callsign::WaitForReady);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WaitForReady;
 
 /// A response extension: the endpoint that answered
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -239,11 +242,23 @@ impl Settings {
             keep_alive: KeepAlive::default(),
             waiters: Arc::clone(&waiters),
         };
+        let meters = Arc::new(ChannelMeters::new(&self.service));
         let attention = Arc::<Attention>::default();
-        let shared = Shared::new(self.service, self.balancer, self.pick_timeout, self.missing_list, waiters);
-        let shared = Arc::new(shared);
+        let config = EndpointConfig {
+            connection,
+            authority,
+            attention: Arc::clone(&attention),
+            meters: Arc::clone(&meters),
+        };
+        let shared = Arc::new(Shared::new(
+            self.service,
+            self.balancer,
+            self.pick_timeout,
+            self.missing_list,
+            waiters,
+            meters,
+        ));
         let (used, unused) = oneshot::channel();
-        let config = EndpointConfig { connection, authority, attention: Arc::clone(&attention) };
         let members = Members::new(config, self.hold_window);
         let pool = Pool::new(discover, members, Arc::clone(&shared), attention);
         tokio::spawn(pool.run(unused));

@@ -10,11 +10,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tonic::Code;
+use tracing::Span;
 
 use crate::{
     attention::Attention,
     connection::{self, Closed, Sender},
     instance::Address,
+    metrics::{EndpointMeters, code_name},
 };
 
 /// Where an endpoint stands
@@ -59,18 +61,26 @@ pub(crate) struct Endpoint {
     pub(crate) load: Arc<Load>,
     /// Of whoever judges it by its load.
     pub(crate) attention: Arc<Attention>,
+    pub(crate) meters: EndpointMeters,
 }
 
 impl Endpoint {
     /// Counts a call as in flight until the guard is dropped; `None` if the endpoint is on trial, and others were faster
     pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> Option<InFlight> {
         let is_let_in = self.load.start(now);
-        let in_flight = InFlight { endpoint: Arc::clone(self), started: now, waiting: true };
+        let in_flight = InFlight {
+            endpoint: Arc::clone(self),
+            started: now,
+            waiting: true,
+            code: Some(Code::Cancelled),
+            span: Span::none(),
+        };
         if !is_let_in {
             in_flight.untaken();
             return None;
         }
         self.attention.stir();
+        self.meters.picked();
         Some(in_flight)
     }
 
@@ -91,6 +101,10 @@ pub(crate) struct InFlight {
     started: std::time::Instant,
     /// Whether the response has yet to begin.
     waiting: bool,
+    /// What it is told to have ended with if it is dropped now; `None`: nothing is told.
+    code: Option<Code>,
+    /// The call's, which is told the same.
+    span: Span,
 }
 
 impl InFlight {
@@ -99,18 +113,28 @@ impl InFlight {
         &self.endpoint
     }
 
+    /// Has the call's span say where it was sent, and in the end what it ended with
+    pub(crate) fn trace(&mut self, span: &Span) {
+        if !span.is_disabled() {
+            span.record("endpoint", tracing::field::display(&self.endpoint.address));
+            self.span = span.clone();
+        }
+    }
+
     /// The response has begun; `code` if it has ended with that
     pub(crate) fn answered(&mut self, code: Option<Code>) {
         self.waiting = false;
         let now = Instant::now().into_std();
-        // Who fails at once is not fast.
         let latency = now.saturating_duration_since(self.started);
+        self.endpoint.meters.answered(latency);
+        // Who fails at once is not fast.
         self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
         self.endpoint.on_trial_call();
     }
 
     /// The call has ended with `code`
-    pub(crate) fn ended(self, code: Code) {
+    pub(crate) fn ended(mut self, code: Code) {
+        self.code = Some(code);
         let Endpoint { load, attention, .. } = &*self.endpoint;
         if blames(code) {
             let in_a_row = load.failed(Instant::now().into_std());
@@ -125,7 +149,7 @@ impl InFlight {
 
     /// The endpoint has not taken the call
     pub(crate) fn untaken(mut self) {
-        self.waiting = false;
+        (self.waiting, self.code) = (false, None);
         self.endpoint.load.untaken();
         self.endpoint.on_trial_call();
     }
@@ -140,6 +164,17 @@ impl Drop for InFlight {
             self.endpoint.on_trial_call();
         }
         load.finish();
+        if let Some(code) = self.code {
+            self.endpoint.meters.ended(code);
+            record_code(&self.span, code);
+        }
+    }
+}
+
+/// Has a call's span say what it ended with
+pub(crate) fn record_code(span: &Span, code: Code) {
+    if !span.is_disabled() {
+        span.record("code", code_name(code));
     }
 }
 

@@ -35,7 +35,18 @@
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
 //! | [`instance`] | [`Instance`], its [`Address`] and [`Metadata`], and how it is written in etcd |
+//! | [`metrics`] | what is counted, by name |
 //! | `tls` | `Tls`: whom to trust, who we are (feature `tls`) |
+//!
+//! # Metrics and spans
+//!
+//! Calls, picks, replays, endpoints, sessions, registrations and discoveries are counted through the
+//! [`metrics`](https://docs.rs/metrics) facade: the names are in [`metrics::TABLE`]. A recorder has to be installed before
+//! the channel, the session or the registration is made.
+//!
+//! Each call has a `tracing` span `call` of level DEBUG and target `callsign::call`, with the fields `service`, `method`,
+//! `endpoint` (recorded when it is picked, and again when the call is sent again) and `code` (recorded when the response has
+//! ended, or the caller has given up). It is a child of the span that the caller is in, and is not made where nobody wants it.
 //!
 //! # Features
 //!
@@ -51,6 +62,7 @@ pub mod discover;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod instance;
+pub mod metrics;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub use callsign_core::policy;
@@ -69,8 +81,8 @@ mod fuzz;
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
-    Channel, EjectionReason, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, Updates,
-    WaitForReady,
+    Channel, ChannelState, EjectionReason, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate,
+    ExcludedEndpoint, HashKey, PinnedEndpoint, Updates, WaitForReady,
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{

@@ -14,12 +14,13 @@ use callsign_core::{
 use http::uri::Authority;
 use tokio::sync::mpsc;
 
-use super::shared::{Book, Entry, Standing};
+use super::shared::{Book, Standing};
 use crate::{
     attention::Attention,
     connection,
     endpoint::{self, Endpoint, Event, Handle},
     instance::{Address, Instance},
+    metrics::ChannelMeters,
 };
 
 /// What endpoints are made with
@@ -28,6 +29,7 @@ pub(super) struct EndpointConfig {
     pub(super) connection: connection::Config,
     /// Instead of each endpoint's address.
     pub(super) authority: Option<Authority>,
+    pub(super) meters: Arc<ChannelMeters>,
     pub(super) attention: Arc<Attention>,
 }
 
@@ -109,8 +111,9 @@ impl<K: Hash + Eq> Members<K> {
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
         let attention = Arc::clone(&self.config.attention);
-        let endpoint = Arc::new(Endpoint { number, address, authority, load, attention });
-        book.entries.insert(number, Entry::new(Arc::clone(&endpoint), instance.metadata.clone()));
+        let meters = self.config.meters.endpoint(&address);
+        let endpoint = Arc::new(Endpoint { number, address, authority, load, attention, meters });
+        book.add(Arc::clone(&endpoint), instance.metadata.clone());
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
         self.listed.insert(key, Member { number, instance, handle });

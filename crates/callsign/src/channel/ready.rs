@@ -5,6 +5,7 @@ use std::sync::Arc;
 use callsign_core::policy::{Candidate, Pick, Policy};
 use tokio::time::Instant;
 
+use super::options::{Asked, Options};
 use crate::{
     connection::{OpenStream, Sender},
     endpoint::{Endpoint, InFlight},
@@ -43,6 +44,11 @@ impl Target {
             .with_weight(*weight)
             .with_name(Arc::clone(name))
             .with_zone(zone.clone())
+    }
+
+    /// Whether a call may go there as far as its caller is concerned
+    fn is_permitted(&self, options: &Options) -> bool {
+        options.permit(&self.endpoint.address)
     }
 
     /// Takes a call, if there is room
@@ -99,27 +105,47 @@ impl Ready {
         self.targets.is_empty()
     }
 
-    /// Picks an endpoint and takes a stream of it; `avoid` has just handed the call back
-    pub(super) fn pick(&self, avoid: Option<u64>) -> Result<Picked, Unpicked> {
+    /// Picks an endpoint and takes a stream of it
+    pub(super) fn pick(&self, asked: Asked<'_>) -> Result<Picked, Unpicked> {
         let now = Instant::now().into_std();
-        let mut random = fastrand::Rng::new();
-        let mut call = Pick::new(&mut random, now);
-        call.avoid = avoid;
-        let picked = self.pick_for(&mut call).or_else(|| {
-            // Another endpoint if there is one, else the same one again.
-            avoid?;
-            call.avoid = None;
-            self.pick_for(&mut call)
-        });
-        let picked = picked.or_else(|| self.pick_spare(&call));
+        let options = asked.options;
+        let picked = match options.pinned() {
+            // What has just handed the call back is asked again: there is no other.
+            Some(_) => self.permitted(options).find_map(|target| target.take(now)),
+            None => self.pick_by_policy(asked, now),
+        };
         picked.ok_or_else(|| {
             // A connection that takes no more streams is lost already, only not yet published as such.
-            let open = self.candidates.iter().any(Candidate::is_open);
+            let open = self.permitted(options).any(|target| target.sender.streams().limit() > 0);
             if open { Unpicked::AllFull } else { Unpicked::NoneReady }
         })
     }
 
-    fn pick_for(&self, call: &mut Pick<'_>) -> Option<Picked> {
+    fn pick_by_policy(&self, asked: Asked<'_>, now: std::time::Instant) -> Option<Picked> {
+        let options = asked.options;
+        let mut random = fastrand::Rng::new();
+        let mut call = Pick::new(&mut random, now);
+        (call.avoid, call.key, call.headers) = (asked.avoid, options.key(), &asked.headers);
+        if options.excluded().is_some() {
+            let excluded = self.targets.iter().find(|target| !target.is_permitted(options));
+            call.excluded = excluded.map(|target| target.endpoint.number);
+        }
+        let picked = self.pick_for(&mut call, options).or_else(|| {
+            // Another endpoint if there is one, else the same one again.
+            asked.avoid?;
+            call.avoid = None;
+            self.pick_for(&mut call, options)
+        });
+        picked.or_else(|| self.pick_spare(&call, options))
+    }
+
+    /// The targets that a call may go to as far as its caller is concerned: for one that is pinned they may be ejected
+    fn permitted(&self, options: &Options) -> impl Iterator<Item = &Target> {
+        let count = if options.pinned().is_some() { self.targets.len() } else { self.usable + self.spares };
+        self.targets[..count].iter().filter(|target| target.is_permitted(options))
+    }
+
+    fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
         let usable = &self.candidates[..self.usable];
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
@@ -127,6 +153,9 @@ impl Ready {
             let chosen = (self.picker)(usable, call)?;
             let target = self.targets.get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
+                return None;
+            }
+            if !target.is_permitted(options) {
                 return None;
             }
             if let Some(picked) = target.take(call.now) {
@@ -137,9 +166,14 @@ impl Ready {
     }
 
     /// The first of the spares that takes it: a failing endpoint may answer, a full one does not
-    fn pick_spare(&self, call: &Pick<'_>) -> Option<Picked> {
-        let spares = self.usable..self.usable + self.spares;
-        let mut allowed = spares.filter(|&spare| call.allows(&self.candidates[spare]));
-        allowed.find_map(|spare| self.targets[spare].take(call.now))
+    fn pick_spare(&self, call: &Pick<'_>, options: &Options) -> Option<Picked> {
+        // Policies know one excluded endpoint, and several may have its address: then one of the others is usable still.
+        let first = if options.excluded().is_some() { 0 } else { self.usable };
+        let mut spares = first..self.usable + self.spares;
+        spares.find_map(|spare| {
+            let target = &self.targets[spare];
+            let allowed = call.allows(&self.candidates[spare]) && target.is_permitted(options);
+            if allowed { target.take(call.now) } else { None }
+        })
     }
 }

@@ -12,13 +12,15 @@ use std::{
 use arc_swap::ArcSwap;
 use callsign_core::ejection::{Look, Reason};
 use tokio::{
-    sync::broadcast,
+    sync::{broadcast, watch},
     time::{Instant, timeout_at},
 };
 use tonic::Status;
 
 use super::{
+    options::{Asked, Options},
     ready::{Balancer, Picked, Ready, Target, Unpicked},
+    state::{ChannelState, Standpoint, Tally},
     view::{EndpointInfo, EndpointUpdate},
 };
 use crate::{
@@ -26,7 +28,8 @@ use crate::{
     deadline::far,
     endpoint::{Endpoint, EndpointState, Event},
     error,
-    instance::Metadata,
+    instance::{Address, Metadata},
+    metrics::ChannelMeters,
 };
 
 /// Everything of a channel but its owner
@@ -41,19 +44,21 @@ pub(super) struct Shared {
     /// Every endpoint with its state: for the pool, for messages and for those who look on.
     book: Mutex<Book>,
     updates: broadcast::Sender<EndpointUpdate>,
+    state: watch::Sender<ChannelState>,
+    meters: Arc<ChannelMeters>,
     waiters: Arc<Waiters>,
     /// The pool is gone: no endpoint will ever be ready again.
     ended: AtomicBool,
 }
 
 /// Every endpoint of the channel, and what is to be told of them
-#[derive(Default)]
 pub(super) struct Book {
     /// By number.
     pub(super) entries: BTreeMap<u64, Entry>,
     untold: Vec<EndpointUpdate>,
     /// Something has changed of an endpoint that calls use, or used: what is published is out of date.
     stale: bool,
+    tally: Tally,
 }
 
 pub(super) struct Entry {
@@ -69,6 +74,8 @@ pub(super) struct Entry {
     /// While the task says that it is ready.
     sender: Option<Sender>,
     cause: Option<Arc<str>>,
+    /// Whether the last attempt to connect that has ended has failed.
+    failing: bool,
     /// Why no call is sent to it although it is ready.
     ejected: Option<Reason>,
 }
@@ -84,16 +91,34 @@ pub(super) enum Standing {
 }
 
 impl Book {
+    fn new(tally: Tally) -> Self {
+        Self { entries: BTreeMap::new(), untold: Vec::new(), stale: false, tally }
+    }
+
+    /// A new endpoint, which discovery lists
+    pub(super) fn add(&mut self, endpoint: Arc<Endpoint>, metadata: Metadata) {
+        let entry = Entry::new(Arc::clone(&endpoint), metadata);
+        self.tally.change(None, Some(entry.standpoint()));
+        self.entries.insert(endpoint.number, entry);
+    }
+
     pub(super) fn on_event(&mut self, event: Event) {
         self.change(event.endpoint, |entry| {
             entry.state = event.state;
             entry.sender = event.sender;
             entry.cause = event.cause.or_else(|| entry.cause.take());
+            match event.state {
+                EndpointState::Backoff => entry.failing = true,
+                EndpointState::Ready => entry.failing = false,
+                _ => {}
+            }
             // Judged anew when it is ready again.
             entry.ejected = None;
         });
-        if event.state == EndpointState::Gone {
-            self.entries.remove(&event.endpoint);
+        if event.state == EndpointState::Gone
+            && let Some(gone) = self.entries.remove(&event.endpoint)
+        {
+            self.tally.change(Some(gone.standpoint()), None);
         }
     }
 
@@ -173,8 +198,9 @@ impl Book {
     /// Changes an entry; what others see of that will be told
     fn change(&mut self, endpoint: u64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&endpoint) else { return };
-        let (before, was_used) = (entry.update(), entry.in_use().is_some());
+        let (before, was_used, stood) = (entry.update(), entry.in_use().is_some(), entry.standpoint());
         change(entry);
+        self.tally.change(Some(stood), Some(entry.standpoint()));
         self.stale |= was_used || entry.in_use().is_some();
         let update = entry.update();
         if update == before {
@@ -187,10 +213,16 @@ impl Book {
 }
 
 impl Entry {
-    pub(super) fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
+    fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
         let (name, zone) = (endpoint.address.authority().into(), metadata.zone().map(Arc::from));
-        Self { endpoint, metadata, name, zone, standing, state, sender: None, cause: None, ejected: None }
+        let (sender, cause, failing, ejected) = (None, None, false, None);
+        Self { endpoint, metadata, name, zone, standing, state, sender, cause, failing, ejected }
+    }
+
+    fn standpoint(&self) -> Standpoint {
+        let (state, held) = (self.state(), self.is_held());
+        Standpoint { state, held, ejected: self.ejected, failing: self.failing }
     }
 
     fn target(&self) -> Option<Target> {
@@ -226,6 +258,21 @@ impl Entry {
         EndpointUpdate { address, state, held: self.is_held(), ejected: self.ejected, cause }
     }
 
+    fn is_at(&self, address: &Address) -> bool {
+        self.endpoint.address.authority() == address.authority()
+    }
+
+    /// Why calls do not go there, for people
+    fn describe(&self) -> String {
+        let cause = self.cause.as_deref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+        // Ready on the books: the connection is lost and not yet published so, or its server allows no streams.
+        let state = self.state();
+        let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
+        let held = if self.is_held() { " and held" } else { "" };
+        let ejected = self.ejected.map(|reason| format!(" and ejected ({reason})")).unwrap_or_default();
+        format!("{} is {state}{held}{ejected}{full}{cause}", self.endpoint.address)
+    }
+
     fn info(&self, now: std::time::Instant) -> EndpointInfo {
         let load = &self.endpoint.load;
         EndpointInfo {
@@ -255,15 +302,19 @@ impl Shared {
         pick_timeout: Duration,
         missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
         waiters: Arc<Waiters>,
+        meters: Arc<ChannelMeters>,
     ) -> Self {
+        let tally = Tally::new(&meters);
         Self {
             service,
             balancer,
             pick_timeout,
             missing_list,
             ready: ArcSwap::from_pointee(Ready::empty()),
-            book: Mutex::default(),
+            state: watch::Sender::new(tally.state()),
+            book: Mutex::new(Book::new(tally)),
             updates: broadcast::Sender::new(UPDATES),
+            meters,
             waiters,
             ended: AtomicBool::new(false),
         }
@@ -271,6 +322,15 @@ impl Shared {
 
     pub(super) fn service(&self) -> &str {
         &self.service
+    }
+
+    pub(super) fn meters(&self) -> &ChannelMeters {
+        &self.meters
+    }
+
+    /// Where the channel stands, now and from now on
+    pub(super) fn state(&self) -> watch::Receiver<ChannelState> {
+        self.state.subscribe()
     }
 
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
@@ -286,6 +346,7 @@ impl Shared {
             self.ready.store(Arc::new(book.ready(&self.balancer)));
             self.waiters.wake_all();
         }
+        self.show(book.tally.state());
         for update in std::mem::take(&mut book.untold) {
             // Nobody listens: fine.
             let _ = self.updates.send(update);
@@ -302,6 +363,12 @@ impl Shared {
         self.ended.store(true, Ordering::SeqCst);
         self.ready.store(Arc::new(Ready::empty()));
         self.waiters.wake_all();
+        self.show(ChannelState::Shutdown);
+    }
+
+    /// Only the pool says where the channel stands
+    fn show(&self, state: ChannelState) {
+        self.state.send_if_modified(|shown| std::mem::replace(shown, state) != state);
     }
 
     /// The present state of each endpoint, and all changes from then on
@@ -315,33 +382,35 @@ impl Shared {
         self.book().entries.values().map(|entry| entry.info(now)).collect()
     }
 
-    /// Picks an endpoint, waiting for one if need be; `avoid` has just handed the call back
-    pub(super) async fn pick(&self, avoid: Option<u64>, wait_for_ready: bool) -> Result<Picked, Status> {
-        match self.ready.load().pick(avoid) {
+    /// Picks an endpoint, waiting for one if need be
+    pub(super) async fn pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
+        match self.ready.load().pick(asked) {
             Ok(picked) => Ok(picked),
-            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !wait_for_ready => {
-                Err(self.unavailable())
+            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !asked.options.wait_for_ready => {
+                Err(self.unavailable(asked.options))
             }
-            Err(_) => self.wait_and_pick(wait_for_ready).await,
+            // By the time that there is news, who has handed the call back may take it.
+            Err(_) => self.wait_and_pick(Asked { avoid: None, ..asked }).await,
         }
     }
 
-    async fn wait_and_pick(&self, wait_for_ready: bool) -> Result<Picked, Status> {
+    async fn wait_and_pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
         let place = self.waiters.enter(MOST_WAITING).ok_or_else(|| error::too_many_waiting(&self.service))?;
+        let _waiting = self.meters.wait();
         let mut give_up = None;
         loop {
             // Asked for before looking: what happens from here on is not missed.
             let mut notified = std::pin::pin!(place.notified());
             notified.as_mut().enable();
-            match self.ready.load().pick(None) {
+            match self.ready.load().pick(asked) {
                 Ok(picked) => return Ok(picked),
                 Err(_) if self.ended.load(Ordering::SeqCst) => {
                     return Err(error::channel_ended(&self.service));
                 }
-                Err(Unpicked::NoneReady) if !wait_for_ready => {
+                Err(Unpicked::NoneReady) if !asked.options.wait_for_ready => {
                     let at = *give_up.get_or_insert_with(|| far(Instant::now(), self.pick_timeout));
                     if timeout_at(at, notified).await.is_err() {
-                        return Err(self.unavailable());
+                        return Err(self.unavailable(asked.options));
                     }
                 }
                 // Full endpoints are a matter of the caller's deadline, as in grpc-go.
@@ -366,34 +435,52 @@ impl Shared {
         }
     }
 
-    pub(super) fn unavailable(&self) -> Status {
-        error::none_ready(self.why_unready())
+    fn unavailable(&self, options: &Options) -> Status {
+        error::none_ready(match options.pinned() {
+            Some(pinned) => self.why_not_pinned(pinned, options),
+            None => self.why_none(options.excluded()),
+        })
+    }
+
+    /// Why a call did not get the endpoint that it is pinned to, for people
+    fn why_not_pinned(&self, pinned: &Address, options: &Options) -> String {
+        let service = &self.service;
+        if !options.permit(pinned) {
+            return format!("{service}: the call is pinned to {pinned} and excludes it");
+        }
+        let book = self.book();
+        // Of two with one address the later one is what discovery says now.
+        match book.entries.values().rev().find(|entry| entry.is_at(pinned)) {
+            Some(entry) => format!("{service}: the call is pinned, and {}", entry.describe()),
+            None => {
+                format!("{service}: the call is pinned to {pinned}, which is no endpoint of this channel")
+            }
+        }
     }
 
     /// Why no endpoint is ready, for people
+    #[cfg(feature = "etcd")]
     pub(super) fn why_unready(&self) -> String {
+        self.why_none(None)
+    }
+
+    /// Why no endpoint but `excluded` is ready, for people
+    fn why_none(&self, excluded: Option<&Address>) -> String {
         let service = &self.service;
         let book = self.book();
-        let count = book.entries.len();
+        let others = book.entries.values().filter(|entry| !excluded.is_some_and(|at| entry.is_at(at)));
+        let excluded = excluded.map(|address| format!(" (the call excludes {address})")).unwrap_or_default();
+        let count = others.clone().count();
         if count == 0 {
             return match (self.missing_list)() {
                 Some(cause) => format!("{service}: no list of instances yet: {cause}"),
-                None => format!("{service}: no instances"),
+                None => format!("{service}: no instances{excluded}"),
             };
         }
-        let described = book.entries.values().take(DESCRIBED).map(|entry| {
-            let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})")).unwrap_or_default();
-            // Ready on the books: the connection is lost and not yet published so, or its server allows no streams.
-            let state = entry.state();
-            let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
-            let held = if entry.is_held() { " and held" } else { "" };
-            let ejected = entry.ejected.map(|reason| format!(" and ejected ({reason})")).unwrap_or_default();
-            format!("{} is {state}{held}{ejected}{full}{cause}", entry.endpoint.address)
-        });
         let more =
             if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
-        let described = described.collect::<Vec<_>>().join(", ");
-        format!("{service}: none of {count} endpoints is ready: {described}{more}")
+        let described = others.take(DESCRIBED).map(Entry::describe).collect::<Vec<_>>().join(", ");
+        format!("{service}: none of {count} endpoints is ready{excluded}: {described}{more}")
     }
 }
 
