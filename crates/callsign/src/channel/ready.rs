@@ -57,7 +57,7 @@ impl Target {
         let Self { endpoint, sender, weight, zone } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
-            .with_name(endpoint.authority.as_str())
+            .with_name(endpoint.address.authority())
             .with_zone(zone.clone())
     }
 
