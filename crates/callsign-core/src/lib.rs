@@ -10,6 +10,9 @@
 //! | [`streams`] | whether a connection has room for one more stream |
 //! | [`backoff`] | when to try again |
 //! | [`keepalive`] | when to ask a silent peer whether it lives, and when to give it up |
+//! | [`subset`] | which instances of many a client connects to |
+//! | [`zone`] | whether only the endpoints that are near take calls |
+//! | [`slow_start`] | how soon an endpoint that has just come gets its full share |
 //! | [`hold`] | which endpoints stay in use although discovery has removed them |
 
 pub mod policy;
@@ -21,6 +24,9 @@ pub mod backoff;
 pub mod keepalive;
 
 pub mod hold;
+pub mod slow_start;
+pub mod subset;
+pub mod zone;
 
 mod sync;
 

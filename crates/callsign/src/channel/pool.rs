@@ -18,13 +18,18 @@ use tower::{
     discover::{Change, Discover},
 };
 
-use super::{members::Members, shared::Shared};
+use super::{
+    members::Members,
+    selection::{Selection, Step},
+    shared::Shared,
+};
 use crate::{endpoint::Event, instance::Instance};
 
 /// The one writer of a channel's set of endpoints
 pub(super) struct Pool<D: Discover> {
     discover: Option<D>,
-    members: Members<D::Key>,
+    selection: Selection<D::Key>,
+    members: Members<Arc<D::Key>>,
     shared: Arc<Shared>,
     events: mpsc::UnboundedReceiver<Event>,
     /// For new endpoints.
@@ -50,9 +55,14 @@ where
     D::Key: Hash + Eq,
     D::Error: Into<BoxError>,
 {
-    pub(super) fn new(discover: D, members: Members<D::Key>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        discover: D,
+        selection: Selection<D::Key>,
+        members: Members<Arc<D::Key>>,
+        shared: Arc<Shared>,
+    ) -> Self {
         let (reporter, events) = mpsc::unbounded_channel();
-        Self { discover: Some(discover), members, shared, events, reporter, timer: None }
+        Self { discover: Some(discover), selection, members, shared, events, reporter, timer: None }
     }
 
     /// Runs until the channel's last handle is gone; then every endpoint drains by itself
@@ -102,27 +112,38 @@ where
 
     /// Applies everything, publishes once, and only then tells those who listen
     fn apply(&mut self, batch: &mut Vec<News<D::Key>>) {
-        let Self { members, shared, reporter, .. } = self;
+        let Self { selection, members, shared, reporter, .. } = self;
         let service = shared.service();
         let now = Instant::now().into_std();
-        let mut book = shared.book();
+        let mut events = Vec::new();
+        // Before the book is opened: a rule of the user's may take its time, or look at the endpoints.
         for news in batch.drain(..) {
             match news {
-                News::Changed(Change::Insert(key, instance)) => {
-                    members.insert(key, instance, &mut book, reporter, now);
-                }
-                News::Changed(Change::Remove(key)) => members.remove(&key, &mut book, now),
+                News::Changed(Change::Insert(key, instance)) => selection.insert(key, instance),
+                News::Changed(Change::Remove(key)) => selection.remove(&key),
                 News::Frozen => {
                     tracing::info!(service, "discovery has ended: the set of endpoints is frozen");
                 }
                 News::Failed(error) => {
                     tracing::warn!(service, %error, "discovery reports an error; the set stays");
                 }
-                News::Endpoint(event) => book.on_event(event),
+                News::Endpoint(event) => events.push(event),
                 // That is for `settle`.
                 News::Due => {}
             }
         }
+        let mut book = shared.book();
+        for event in events {
+            book.on_event(event, now);
+        }
+        for step in selection.settle() {
+            match step {
+                Step::Connect(key, instance) => members.insert(key, instance, &mut book, reporter, now),
+                Step::Removed(key) => members.remove(&key, &mut book, now),
+                Step::Unwanted(key) => members.forgo(&key, &mut book),
+            }
+        }
+        book.why_none = selection.why_none();
         members.settle(service, &mut book, now);
         shared.publish(book);
         self.arm();

@@ -5,17 +5,26 @@ use std::{
     sync::Arc,
 };
 
-use callsign_core::policy::{Candidate, LeastRequest, Pick, Policy};
+use callsign_core::{
+    policy::{Candidate, LeastRequest, Pick, Policy},
+    slow_start::{self, Freshness},
+};
 use tokio::time::Instant;
 
-use super::options::{Asked, Options};
+use super::{
+    around::Around,
+    options::{Asked, Options},
+};
 use crate::{
     connection::{OpenStream, Sender},
     endpoint::{Endpoint, InFlight},
 };
 
-/// A policy, whatever its plan is
-pub(super) struct Balancer(Box<Planner>);
+/// A policy, whatever its plan is, and what is around it
+pub(super) struct Balancer {
+    plan: Box<Planner>,
+    pub(super) around: Around,
+}
 
 type Planner = dyn Fn(&[Candidate]) -> Picker + Send + Sync;
 
@@ -25,7 +34,7 @@ type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + 
 impl Balancer {
     pub(super) fn new(policy: impl Policy) -> Self {
         let policy = Arc::new(policy);
-        Self(Box::new(move |candidates| {
+        let plan = move |candidates: &[Candidate]| {
             // Else one panic of a policy would end the pool, and with it the whole channel. A policy that another
             // panic has left half changed panics again at worst.
             let planned = catch_unwind(AssertUnwindSafe(|| picker(Arc::clone(&policy), candidates)));
@@ -35,7 +44,13 @@ impl Balancer {
                 );
                 picker(Arc::new(LeastRequest::new()), candidates)
             })
-        }))
+        };
+        Self { plan: Box::new(plan), around: Around::default() }
+    }
+
+    /// The same policy with this around it
+    pub(super) fn within(self, around: Around) -> Self {
+        Self { around, ..self }
     }
 }
 
@@ -50,11 +65,13 @@ pub(super) struct Target {
     pub(super) sender: Sender,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
+    /// Since when its server is, for slow start.
+    pub(super) fresh: Freshness,
 }
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, weight, zone } = self;
+        let Self { endpoint, sender, weight, zone, .. } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
             .with_name(endpoint.address.authority())
@@ -73,11 +90,14 @@ impl Target {
     }
 }
 
-/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+/// The endpoints that are ready: as policies see them, if they take part, and as calls use them
 pub(super) struct Ready {
+    /// As many of the `targets`, in the same order.
     candidates: Vec<Candidate>,
+    /// First those that take part, then the others.
     targets: Vec<Target>,
     picker: Picker,
+    around: Around,
 }
 
 /// An endpoint that takes a call, and the stream it takes it with
@@ -93,15 +113,20 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>) -> Self {
-        let targets: Vec<_> = targets.collect();
+    /// Those that are ready; `near` endpoints are in the preferred zone, ready or not
+    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>, near: usize) -> Self {
+        let around = balancer.around.clone();
+        let (mut targets, others) =
+            around.take_part(targets.collect(), near, |target: &Target| target.zone.as_deref());
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
-        let picker = (balancer.0)(&candidates);
-        Self { candidates, targets, picker }
+        targets.extend(others);
+        let picker = (balancer.plan)(&candidates);
+        Self { candidates, targets, picker, around }
     }
 
     pub(super) fn empty() -> Self {
-        Self { candidates: Vec::new(), targets: Vec::new(), picker: Box::new(|_, _| None) }
+        let (candidates, targets) = (Vec::new(), Vec::new());
+        Self { candidates, targets, picker: Box::new(|_, _| None), around: Around::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -132,12 +157,22 @@ impl Ready {
             let excluded = self.targets.iter().find(|target| !target.is_permitted(asked.options));
             call.excluded = excluded.map(|target| target.endpoint.number);
         }
-        self.pick_for(&mut call, asked.options).or_else(|| {
+        let picked = self.pick_for(&mut call, asked.options);
+        picked.or_else(|| self.elsewhere(&mut call, asked.options)).or_else(|| {
             // Another endpoint if there is one, else the same one again.
             asked.avoid?;
             call.avoid = None;
             self.pick_for(&mut call, asked.options)
         })
+    }
+
+    /// Any that is ready but takes no part, when those that do cannot take the call
+    fn elsewhere(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
+        let others = &self.targets[self.candidates.len()..];
+        let (later, first) = others.split_at(call.random.usize(..=others.len()));
+        let wanted =
+            |target: &&Target| call.avoid != Some(target.endpoint.number) && target.is_permitted(options);
+        first.iter().chain(later).filter(wanted).find_map(|target| target.take(call.now))
     }
 
     /// The targets that a call may go to as far as its caller is concerned
@@ -149,7 +184,7 @@ impl Ready {
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
         for _ in 0..=self.candidates.len() {
-            let chosen = (self.picker)(&self.candidates, call)?;
+            let chosen = self.choose(call)?;
             let target = self.targets.get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;
@@ -167,5 +202,28 @@ impl Ready {
             }
         }
         None
+    }
+
+    /// The policy's choice; one that has just come often makes way for another
+    fn choose(&self, call: &mut Pick<'_>) -> Option<usize> {
+        let chosen = (self.picker)(&self.candidates, call)?;
+        // Who avoids one already is not choosy.
+        if call.avoid.is_some() {
+            return Some(chosen);
+        }
+        let now = call.now;
+        let share =
+            |index| self.targets.get(index).map(|target: &Target| self.around.share(&target.fresh, now));
+        let its = share(chosen)?;
+        // As good as any other can be.
+        if its >= 1.0 {
+            return Some(chosen);
+        }
+        let draw = call.random.f64();
+        call.avoid = self.targets.get(chosen).map(|target| target.endpoint.number);
+        let other = (self.picker)(&self.candidates, call);
+        call.avoid = None;
+        let other = other.filter(|other| slow_start::makes_way(its, share(*other).unwrap_or(its), draw));
+        Some(other.unwrap_or(chosen))
     }
 }

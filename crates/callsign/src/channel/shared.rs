@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use callsign_core::slow_start::Freshness;
 use tokio::{
     sync::{broadcast, watch},
     time::{Instant, timeout_at},
@@ -54,6 +55,8 @@ pub(super) struct Shared {
 pub(super) struct Book {
     /// By number.
     pub(super) entries: BTreeMap<u64, Entry>,
+    /// Why there are none, if discovery lists some.
+    pub(super) why_none: Option<String>,
     untold: Vec<EndpointUpdate>,
     /// Something has changed of an endpoint that calls use, or used: what is published is out of date.
     stale: bool,
@@ -72,6 +75,7 @@ pub(super) struct Entry {
     cause: Option<Arc<str>>,
     /// Whether the last attempt to connect that has ended has failed.
     failing: bool,
+    fresh: Freshness,
 }
 
 /// What discovery says of an endpoint, and what the channel makes of that
@@ -86,7 +90,7 @@ pub(super) enum Standing {
 
 impl Book {
     fn new(tally: Tally) -> Self {
-        Self { entries: BTreeMap::new(), untold: Vec::new(), stale: false, tally }
+        Self { entries: BTreeMap::new(), why_none: None, untold: Vec::new(), stale: false, tally }
     }
 
     /// A new endpoint, which discovery lists
@@ -96,8 +100,11 @@ impl Book {
         self.entries.insert(endpoint.number, entry);
     }
 
-    pub(super) fn on_event(&mut self, event: Event) {
+    pub(super) fn on_event(&mut self, event: Event, now: std::time::Instant) {
         self.change(event.endpoint, |entry| {
+            if event.sender.is_some() {
+                entry.fresh.on_connected(now);
+            }
             entry.state = event.state;
             entry.sender = event.sender;
             entry.cause = event.cause.or_else(|| entry.cause.take());
@@ -126,6 +133,15 @@ impl Book {
         self.entries.get(&endpoint).is_some_and(|entry| entry.sender.is_some())
     }
 
+    /// The server behind an endpoint has registered anew
+    pub(super) fn renew(&mut self, endpoint: u64) {
+        let Some(entry) = self.entries.get_mut(&endpoint) else { return };
+        let before = entry.fresh.since();
+        entry.fresh.on_renewed();
+        // Mostly it is fresh from its next connection on, which is published anyway.
+        self.stale |= entry.fresh.since() != before;
+    }
+
     /// What discovery says of a known endpoint now
     pub(super) fn describe(&mut self, endpoint: u64, metadata: &Metadata) {
         if self.entries.get(&endpoint).is_some_and(|entry| entry.metadata != *metadata) {
@@ -135,7 +151,11 @@ impl Book {
 
     /// Who is ready
     fn ready(&self, balancer: &Balancer) -> Ready {
-        Ready::new(balancer, self.entries.values().filter_map(Entry::target))
+        let near = |entry: &&Entry| {
+            entry.standing != Standing::Leaving && balancer.around.is_near(entry.metadata.zone())
+        };
+        let near = self.entries.values().filter(near).count();
+        Ready::new(balancer, self.entries.values().filter_map(Entry::target), near)
     }
 
     /// Changes an entry; what others see of that will be told
@@ -158,7 +178,8 @@ impl Book {
 impl Entry {
     fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
-        Self { endpoint, metadata, standing, state, sender: None, cause: None, failing: false }
+        let fresh = Freshness::default();
+        Self { endpoint, metadata, standing, state, sender: None, cause: None, failing: false, fresh }
     }
 
     fn standpoint(&self) -> Standpoint {
@@ -169,7 +190,7 @@ impl Entry {
         let sender = self.in_use()?.clone();
         let zone = self.metadata.zone().map(Arc::from);
         let endpoint = Arc::clone(&self.endpoint);
-        Some(Target { endpoint, sender, weight: self.metadata.weight(), zone })
+        Some(Target { endpoint, sender, weight: self.metadata.weight(), zone, fresh: self.fresh })
     }
 
     /// What calls are sent with, if any are
@@ -395,9 +416,10 @@ impl Shared {
         let excluded = excluded.map(|address| format!(" (the call excludes {address})")).unwrap_or_default();
         let count = others.clone().count();
         if count == 0 {
-            return match (self.missing_list)() {
-                Some(cause) => format!("{service}: no list of instances yet: {cause}"),
-                None => format!("{service}: no instances{excluded}"),
+            return match ((self.missing_list)(), &book.why_none) {
+                (Some(cause), _) => format!("{service}: no list of instances yet: {cause}"),
+                (None, Some(cause)) => format!("{service}: {cause}"),
+                (None, None) => format!("{service}: no instances{excluded}"),
             };
         }
         let more =
