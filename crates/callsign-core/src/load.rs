@@ -1,8 +1,13 @@
 //! What is known of an endpoint's load: calls in flight, latency, failures
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    f64::consts::{LN_2, SQRT_2},
     time::{Duration, Instant},
+};
+
+use crate::sync::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
 };
 
 /// Load statistics of one endpoint
@@ -13,25 +18,35 @@ use std::{
 /// A call goes through [`start`](Self::start), then one of [`answered`](Self::answered), [`given_up`](Self::given_up) and
 /// [`untaken`](Self::untaken), then [`finish`](Self::finish); how it ended is told by [`succeeded`](Self::succeeded) or
 /// [`failed`](Self::failed), or not at all.
+///
+/// When nobody waits, nobody has an age. A call that begins just when another is answered or the last one ends may have none
+/// until the next call begins: it is counted in flight and as waiting all the same.
+// What a pick reads lies in the first cache line, whatever the compiler thinks; all in one, since each call writes it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Load {
     /// The zero of all times here.
     epoch: Instant,
     in_flight: AtomicU32,
-    /// Calls in flight whose response has not begun.
-    waiting: AtomicU32,
-    /// Since when calls wait and nothing was heard, in nanoseconds after the epoch and one more; zero if none does.
-    unanswered_since: AtomicU64,
-    latency: Latency,
     /// Failures in a row.
     failures: AtomicU32,
-    /// When the last of them was, in nanoseconds after the epoch.
+    latency: Latency,
+    /// Since when calls wait and nothing was heard, in nanoseconds after the epoch and one more; zero if none does.
+    unanswered_since: AtomicU64,
+    /// When the last of the failures in a row was, in nanoseconds after the epoch.
     failed_at: AtomicU64,
+    /// Calls in flight whose response has not begun.
+    waiting: AtomicU32,
+    /// Calls that may wait at the same time; [`UNLIMITED`] but on trial.
+    most_waiting: AtomicU32,
     started: AtomicU64,
     answers: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
 }
+
+#[cfg(all(target_pointer_width = "64", not(loom)))]
+const _: () = assert!(std::mem::offset_of!(Load, waiting) < 64);
 
 impl Load {
     /// Nothing is known yet
@@ -40,6 +55,7 @@ impl Load {
             epoch: now,
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            most_waiting: AtomicU32::new(UNLIMITED),
             unanswered_since: AtomicU64::new(0),
             latency: Latency::default(),
             failures: AtomicU32::new(0),
@@ -51,14 +67,16 @@ impl Load {
         }
     }
 
-    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins
-    pub fn start(&self, now: Instant) {
+    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins;
+    /// false if it is one more than a [trial](Self::try_out) lets in: then it is not to be sent
+    pub fn start(&self, now: Instant) -> bool {
         self.in_flight.fetch_add(1, Relaxed);
-        self.waiting.fetch_add(1, Relaxed);
+        let is_let_in = self.waiting.fetch_add(1, Relaxed) < self.most_waiting.load(Relaxed);
         self.started.fetch_add(1, Relaxed);
         if self.unanswered_since.load(Relaxed) == 0 {
             self.unanswered_since.store(self.nanos(now) + 1, Relaxed);
         }
+        is_let_in
     }
 
     /// The response of a call has begun, `latency` after it was sent; `None` if that says nothing of the usual latency,
@@ -98,7 +116,9 @@ impl Load {
 
     /// Whether others wait still
     fn stop_waiting(&self) -> bool {
-        self.waiting.fetch_sub(1, Relaxed) > 1
+        // The last one clears the age, and has to see what those before it have stored there: else an endpoint for
+        // which nobody waits would grow older and older, and never be picked again.
+        self.waiting.fetch_sub(1, AcqRel) > 1
     }
 
     /// Ends a call that [`start`](Self::start) counted
@@ -119,6 +139,7 @@ impl Load {
     pub fn failed(&self, now: Instant) -> u32 {
         self.failed.fetch_add(1, Relaxed);
         self.failed_at.store(self.nanos(now), Relaxed);
+        self.end_trial();
         self.failures.fetch_add(1, Relaxed).saturating_add(1)
     }
 
@@ -159,14 +180,71 @@ impl Load {
 
     /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
     ///
-    /// A peak EWMA: see [`Latency`]. It fades while there are no samples, so that an endpoint that was slow is tried again.
+    /// A peak EWMA: it rises at once, though by no more than a doubling at a time, and falls with a time constant of 2 s. It
+    /// fades while there are no samples, so that an endpoint that was slow is tried again.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
+    }
+
+    /// The same as of the last sample, however long ago that is
+    pub(crate) fn last_latency(&self) -> Option<Duration> {
+        self.latency.last().map(|nanos| Duration::from_nanos(nanos as u64))
     }
 
     /// What a new endpoint is expected to be like; without effect once there was a sample
     pub fn seed(&self, latency: Duration, now: Instant) {
         self.latency.seed(latency, self.millis(now));
+    }
+
+    /// The latency is unknown again, and can be [seeded](Self::seed) as a new endpoint's
+    pub fn forget_latency(&self) {
+        self.latency.forget();
+    }
+
+    /// The next failure is the first in its row
+    pub fn forget_failures_in_a_row(&self) {
+        self.failures.store(0, Relaxed);
+    }
+
+    /// From here on one call at a time is let in, beside those that wait already, and none after the first that
+    /// [failed](Self::failed)
+    ///
+    /// Asked for again and again: who waits no more does not count.
+    pub fn try_out(&self) {
+        let most = self.waiting().saturating_add(1);
+        // Only lowered: a trial that has failed is over.
+        self.most_waiting.fetch_min(most, Relaxed);
+    }
+
+    /// Ends a [trial](Self::try_out), if there is one: all calls are let in
+    pub fn let_all_in(&self) {
+        // Asked for again and again, and hardly ever news.
+        if self.is_on_trial() {
+            self.most_waiting.store(UNLIMITED, Relaxed);
+        }
+    }
+
+    /// Whether calls are let in one at a time, or none since one has failed
+    pub fn is_on_trial(&self) -> bool {
+        self.most_waiting.load(Relaxed) != UNLIMITED
+    }
+
+    /// Whether one more call is let in
+    pub(crate) fn lets_in(&self) -> bool {
+        // The limit first: but on trial nothing else is looked at.
+        match self.most_waiting.load(Relaxed) {
+            UNLIMITED => true,
+            most => self.waiting() < most,
+        }
+    }
+
+    /// Lets nobody in any more, if on trial
+    fn end_trial(&self) {
+        let most = self.most_waiting.load(Relaxed);
+        if most != UNLIMITED {
+            // An error means that the trial has just ended otherwise.
+            let _ = self.most_waiting.compare_exchange(most, 0, Relaxed, Relaxed);
+        }
     }
 
     /// How long calls have waited without an answer to any of them; zero if none waits
@@ -194,8 +272,8 @@ impl Load {
     }
 
     fn penalty(&self, failures: u32, now: u64) -> f32 {
-        let ago = now.saturating_sub(self.failed_at.load(Relaxed)) as f32 / PENALTY_HALVES;
-        1.0 + PENALTY * failures.min(MOST_PENALTIES) as f32 * (-ago).exp2()
+        let ago = now.saturating_sub(self.failed_at.load(Relaxed));
+        1.0 + PENALTY * failures.min(MOST_PENALTIES) as f32 * half_to_the(ago / (PENALTY_HALVES >> 23))
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -212,6 +290,8 @@ impl Load {
     }
 }
 
+/// No limit to the calls that wait.
+const UNLIMITED: u32 = u32::MAX;
 /// Below it latencies are alike, in nanoseconds: 1 ms, as in linkerd2-proxy. Less is the machine's noise.
 const FLOOR: f32 = 1e6;
 /// What each failure in a row adds to the factor on the expected latency. Of our own: an endpoint that fails at once has no
@@ -221,7 +301,7 @@ const PENALTY: f32 = 10.0;
 /// for long is not to be avoided for long once it is well.
 const MOST_PENALTIES: u32 = 5;
 /// The time in which the penalty halves, in nanoseconds: a single failure is forgiven after some three seconds.
-const PENALTY_HALVES: f32 = 1e9;
+const PENALTY_HALVES: u64 = 1_000_000_000;
 
 fn nanos_to_millis(nanos: u64) -> u32 {
     // Wraps after 49 days, see `kept`.
@@ -244,7 +324,7 @@ struct Latency {
 
 /// Finagle and linkerd2-proxy use 10 s, kratos 0.6 s. Two seconds remember an endpoint that is called once a second, and try
 /// one that was ten times slower than the others again after three.
-const TAU: f32 = 2000.0;
+const TAU: f64 = 2000.0;
 /// See [`Latency`].
 const MOST_RISE: f32 = 2.0;
 /// See [`Latency`]; in milliseconds.
@@ -288,6 +368,14 @@ impl Latency {
         let _ = self.estimate.compare_exchange(0, seed, Relaxed, Relaxed);
     }
 
+    fn forget(&self) {
+        self.estimate.store(0, Relaxed);
+    }
+
+    fn last(&self) -> Option<f32> {
+        unpack(self.estimate.load(Relaxed)).map(|(known, _)| known)
+    }
+
     fn read(&self, now: u32) -> Option<f32> {
         let (known, at) = unpack(self.estimate.load(Relaxed))?;
         Some(known * kept(now.wrapping_sub(at)))
@@ -302,10 +390,27 @@ impl Latency {
     }
 }
 
-/// Part of an estimate that is left after that many milliseconds
+/// Part of an estimate that is left after that many milliseconds: `e^(-elapsed / tau)`
 fn kept(elapsed: u32) -> f32 {
+    /// Halvings in a millisecond, in parts of 2^40.
+    const HALVINGS: u64 = ((1_u64 << 40) as f64 / (TAU * LN_2)) as u64;
     // Threads that race see each other's future: the last minute before the clock wraps counts as that.
-    if elapsed == 0 || elapsed > u32::MAX - 60_000 { 1.0 } else { (-(elapsed as f32) / TAU).exp() }
+    if elapsed > u32::MAX - 60_000 { 1.0 } else { half_to_the((u64::from(elapsed) * HALVINGS) >> (40 - 23)) }
+}
+
+/// `2^-halvings`, in parts of 2^23, within 0.4 %; every pick needs it twice, so it has to be fast
+///
+/// Subtracted from a float's bits they divide it by powers of two, and in between on a straight line, which the parabola
+/// through 2^0, 2^0.5 and 2^1 bends into shape.
+fn half_to_the(halvings: u64) -> f32 {
+    const ONE: u64 = 1 << 23;
+    /// In parts of 2^16.
+    const BEND: u64 = ((6.0 - 4.0 * SQRT_2) * 65_536.0) as u64;
+    // Beyond it is nothing, as it were.
+    let line = 127 * ONE - halvings.min(126 * ONE);
+    let rest = line % ONE;
+    let bend = (((rest * (ONE - rest)) >> 23) * BEND) >> 16;
+    f32::from_bits((line - bend) as u32)
 }
 
 /// Nanoseconds and the time of the last update in milliseconds; zero is "unknown", so no estimate is zero
@@ -369,6 +474,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_falls_as_the_exponential_function_does() {
+        for elapsed in (0..20_000).step_by(7) {
+            let exact = (-f64::from(elapsed) / TAU).exp();
+            let off = f64::from(kept(elapsed)) / exact - 1.0;
+            assert!(off.abs() < 0.004, "{off} after {elapsed} ms");
+        }
+        assert_eq!((kept(0), kept(u32::MAX)), (1.0, 1.0));
+        assert!(kept(u32::MAX - 60_000) > 0.0);
+    }
+
+    #[test]
     fn a_long_poll_does_not_speak_against_an_endpoint_that_answers_others() {
         let (load, t0) = load();
         load.start(t0);
@@ -425,6 +541,51 @@ mod tests {
         load.succeeded();
         assert_eq!((load.expected(t0), load.failures_in_a_row()), (healthy, 0));
         assert_eq!((load.successes(), load.failures()), (1, 2));
+    }
+
+    #[test]
+    fn a_new_beginning_forgets_failures_and_latency_but_no_count() {
+        let (load, t0) = load();
+        load.seed(70 * MS, t0);
+        load.failed(t0);
+        load.forget_latency();
+        load.forget_failures_in_a_row();
+        load.seed(7 * MS, t0);
+        assert!(near(load.latency(t0), 7 * MS));
+        assert_eq!((load.failures_in_a_row(), load.failures()), (0, 1));
+    }
+
+    #[test]
+    fn on_trial_one_call_at_a_time_is_let_in_beside_those_that_wait_already() {
+        let (load, t0) = load();
+        load.start(t0);
+        load.try_out();
+        assert!(load.is_on_trial() && load.lets_in());
+        assert!(load.start(t0) && !load.lets_in());
+        assert!(!load.start(t0), "one of two that come at the same time");
+        load.untaken();
+        load.answered(Some(MS), t0);
+        assert!(load.lets_in());
+        load.given_up(MS, t0);
+        load.try_out();
+        load.start(t0);
+        assert!(!load.lets_in(), "who waited already has left");
+        load.let_all_in();
+        assert!(load.lets_in() && !load.is_on_trial());
+    }
+
+    #[test]
+    fn on_trial_nobody_is_let_in_after_a_failure() {
+        let (load, t0) = load();
+        load.failed(t0);
+        assert!(load.lets_in(), "without a trial failures shut nobody out");
+        load.try_out();
+        load.failed(t0);
+        load.try_out();
+        assert!(!load.lets_in() && load.is_on_trial());
+        load.let_all_in();
+        load.try_out();
+        assert!(load.lets_in());
     }
 
     #[test]

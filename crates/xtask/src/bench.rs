@@ -5,12 +5,13 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// Every measurement: a program of the package `callsign-benches`.
-const BENCHES: [(&str, &str); 3] = [
+const BENCHES: [(&str, &str); 4] = [
     ("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel"),
     (
         "discovery",
         "from a put to the update beside a bare etcd watch; 10 000 instances: list, change, memory",
     ),
+    ("pick", "every balancing policy at 1 to 10 000 endpoints, beside tower's p2c::Balance over PeakEwma"),
     ("embedded", "start, puts, watchers and leases: etcd-embedded beside a real etcd"),
 ];
 
