@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
+    net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use callsign::instance::Address;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::sync::mpsc;
 
-use crate::wait;
+use crate::{ports::Port, wait};
 
 /// The greeter binary of this package, to be started
 ///
@@ -31,6 +32,7 @@ const START: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Greeter {
     binary: String,
+    listen: SocketAddr,
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
 }
@@ -38,12 +40,14 @@ pub struct Greeter {
 impl Greeter {
     /// With the binary's defaults: a port of its own, not registered
     pub fn new(binary: &str) -> Self {
-        Self { binary: binary.to_owned(), arguments: Vec::new(), variables: Vec::new() }
+        let listen = ([127, 0, 0, 1], 0).into();
+        Self { binary: binary.to_owned(), listen, arguments: Vec::new(), variables: Vec::new() }
     }
 
     /// Listens there instead of on a port of its own
     pub fn listen(self, address: &Address) -> Self {
-        self.option("--listen", address)
+        let listen = address.authority().parse().expect("an IP address and a port");
+        Self { listen, ..self }
     }
 
     /// Registers as `service` in the etcd at `hosts`
@@ -95,13 +99,15 @@ impl Greeter {
 
     /// Starts it and waits until it listens
     pub async fn start(self) -> Process {
+        let port = Port::at(self.listen);
         let mut command = Command::new(self.binary);
+        command.args(["--listen", &port.address().to_string()]);
         command.args(self.arguments).envs(self.variables).stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.spawn().expect("the greeter is built");
         // Owned before anything can fail, so that it dies whatever happens.
-        let nowhere = Address::from(std::net::SocketAddr::from(([0; 4], 0)));
+        let nowhere = Address::from(SocketAddr::from(([0; 4], 0)));
         let (sender, lines) = mpsc::unbounded_channel();
-        let mut process = Process { child: Owned(child), address: nowhere, lines };
+        let mut process = Process { child: Owned(child), address: nowhere, lines, _port: port };
         // Read on when nobody listens: the pipe must not fill up.
         process.child.on_lines(move |line| drop(sender.send(line)));
         let listening = process.until_line(START, |line| line.starts_with("listening ")).await;
@@ -117,6 +123,8 @@ pub struct Process {
     address: Address,
     /// What it has printed and nobody has waited for yet
     lines: mpsc::UnboundedReceiver<String>,
+    /// Also while it is dead: another one can be started there.
+    _port: Port,
 }
 
 impl Process {

@@ -144,7 +144,11 @@ impl Proxy {
 /// Bound for good, whether it listens or not
 fn socket(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("descriptors are left");
-    // So that one that listens can be bound beside one that keeps the port.
+    // So that one that listens can be bound beside one that keeps the port. By SO_REUSEADDR whoever sets it, as servers do,
+    // could bind the port and listen while we refuse; by SO_REUSEPORT alone nobody but us.
+    #[cfg(unix)]
+    socket.set_reuseport(true).expect("a new socket takes options");
+    #[cfg(not(unix))]
     socket.set_reuseaddr(true).expect("a new socket takes options");
     socket.bind(address).expect("the port is free, or ours");
     socket
@@ -328,6 +332,8 @@ mod tests {
         proxy.refuse().await;
         let refused = TcpStream::connect(proxy.endpoint()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        // It did once, and the connection above was made.
+        TcpListener::bind(proxy.endpoint()).await.expect_err("nobody else listens there meanwhile");
         proxy.heal();
         proxy.until("it listens again", |seen| seen.listening).await;
         says_back(&mut TcpStream::connect(proxy.endpoint()).await.unwrap()).await.unwrap();
