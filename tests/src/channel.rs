@@ -1,13 +1,20 @@
 //! Channels over a list of addresses, and what they said about their endpoints, and when
 
 use std::{
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use callsign::{Address, Channel, EndpointState, EndpointUpdate, discover};
-use tokio::{sync::watch, task::JoinHandle};
-use tokio_stream::{Stream, StreamExt};
+use callsign::{
+    Address, Channel, EndpointState, EndpointUpdate, Instance, channel::ChannelBuilder, discover,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
+use tower::discover::Change;
 
 use crate::wait;
 
@@ -15,6 +22,54 @@ use crate::wait;
 pub fn over(addresses: impl IntoIterator<Item = Address>) -> Channel {
     let addresses: Vec<_> = addresses.into_iter().collect();
     Channel::builder(discover::fixed(addresses)).build().expect("the defaults are valid")
+}
+
+/// What [`Changes`] tells
+pub type Told = Result<Change<Address, Instance>, Infallible>;
+
+/// A discovery that tells what a test says
+#[derive(Clone, Debug)]
+pub struct Changes(mpsc::UnboundedSender<Told>);
+
+/// A channel over endpoints that the test names
+pub fn changing(
+    configure: impl FnOnce(
+        ChannelBuilder<UnboundedReceiverStream<Told>>,
+    ) -> ChannelBuilder<UnboundedReceiverStream<Told>>,
+) -> (Channel, Changes) {
+    let (changes, discover) = mpsc::unbounded_channel();
+    let builder = configure(Channel::builder(UnboundedReceiverStream::new(discover)));
+    (builder.build().expect("valid settings"), Changes(changes))
+}
+
+impl Changes {
+    /// An instance is there, or is another than it was
+    ///
+    /// # Panics
+    ///
+    /// If the channel has ended; so does [`remove`](Self::remove).
+    pub fn insert(&self, instance: impl Into<Instance>) {
+        let instance = instance.into();
+        self.0.send(Ok(Change::Insert(instance.address.clone(), instance))).expect("the channel lives");
+    }
+
+    /// The instance at an address is gone
+    pub fn remove(&self, address: &Address) {
+        self.0.send(Ok(Change::Remove(address.clone()))).expect("the channel lives");
+    }
+}
+
+/// Waits until so many of a channel's endpoints are ready
+///
+/// # Panics
+///
+/// If they are not within 20 s.
+pub async fn until_ready(channel: &Channel, endpoints: usize) {
+    let ready =
+        || channel.endpoints().iter().filter(|endpoint| endpoint.state == EndpointState::Ready).count();
+    let bound = Duration::from_secs(20);
+    wait::until(&format!("{endpoints} endpoints are ready"), bound, || (ready() == endpoints).then_some(()))
+        .await;
 }
 
 /// Everything that came out of `channel.updates()` since the log was begun

@@ -11,7 +11,7 @@ use callsign::instance::Address;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::sync::mpsc;
 
-use crate::{ports::Port, wait};
+use crate::{ports::Port, service::Manner, wait};
 
 /// The greeter binary of this package, to be started
 ///
@@ -154,6 +154,20 @@ impl Process {
     pub fn tell(&mut self, line: &str) {
         let input = self.child.0.stdin.as_mut().expect("stdin is piped");
         writeln!(input, "{line}").expect("the process reads");
+    }
+
+    /// Answers like this from here on; returns when it does
+    pub async fn turn(&mut self, manner: Manner) {
+        self.tell(&manner.to_string());
+        let told = format!("answers {manner}");
+        self.until_line(START, |line| line == told).await;
+    }
+
+    /// How many greetings it was asked for so far
+    pub async fn calls(&mut self) -> u64 {
+        self.tell("calls");
+        let line = self.until_line(START, |line| line.starts_with("calls ")).await;
+        line["calls ".len()..].parse().expect("a number")
     }
 
     /// SIGKILL; returns when it is gone
