@@ -8,7 +8,7 @@ use std::{
 };
 
 use callsign::instance::Address;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Resource, Signal, WaitOptions, getrlimit, kill_process, setrlimit, waitpid};
 use tokio::sync::mpsc;
 
 use crate::{ports::Port, service::Manner, wait};
@@ -198,6 +198,19 @@ impl Process {
     /// Waits until it has ended by itself
     pub async fn exited(&mut self, bound: Duration) -> ExitStatus {
         self.child.exited(bound).await
+    }
+}
+
+/// Lets this process, and those that it starts from here on, have so many descriptors
+///
+/// # Panics
+///
+/// If the system does not.
+pub fn allow_descriptors(count: u64) {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < count) {
+        limit.current = Some(count);
+        setrlimit(Resource::Nofile, limit).expect("within the hard limit");
     }
 }
 

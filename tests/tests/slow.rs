@@ -33,7 +33,7 @@ async fn a_server_ten_times_slower_gets_few_calls_and_costs_no_throughput() {
     let endpoints = servers.each_ref().map(|server| {
         Endpoint::from_shared(format!("http://{}", server.address())).expect("an address makes a URL")
     });
-    let theirs = GreeterClient::new(tonic::transport::Channel::balance_list(endpoints.into_iter()));
+    let theirs = GreeterClient::new(Channel::balance_list(endpoints.into_iter()));
     // It connects as it is called.
     for _ in 0..20 {
         greet(theirs.clone(), DEADLINE).await.unwrap();
