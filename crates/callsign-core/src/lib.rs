@@ -21,3 +21,5 @@ pub mod backoff;
 pub mod keepalive;
 
 pub mod hold;
+
+mod sync;

@@ -1,9 +1,11 @@
 //! What is known of an endpoint's load: calls in flight, latency, failures
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    f64::consts::{LN_2, SQRT_2},
     time::{Duration, Instant},
 };
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Load statistics of one endpoint
 ///
@@ -13,25 +15,30 @@ use std::{
 /// A call goes through [`start`](Self::start), then one of [`answered`](Self::answered), [`given_up`](Self::given_up) and
 /// [`untaken`](Self::untaken), then [`finish`](Self::finish); how it ended is told by [`succeeded`](Self::succeeded) or
 /// [`failed`](Self::failed), or not at all.
+// What a pick reads lies in the first cache line, whatever the compiler thinks; all in one, since each call writes it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Load {
     /// The zero of all times here.
     epoch: Instant,
     in_flight: AtomicU32,
-    /// Calls in flight whose response has not begun.
-    waiting: AtomicU32,
-    /// Since when calls wait and none was answered, in nanoseconds after the epoch and one more; zero if none waits.
-    unanswered_since: AtomicU64,
-    latency: Latency,
     /// Failures in a row.
     failures: AtomicU32,
-    /// When the last of them was, in nanoseconds after the epoch.
+    latency: Latency,
+    /// Since when calls wait and none was answered, in nanoseconds after the epoch and one more; zero if none waits.
+    unanswered_since: AtomicU64,
+    /// When the last of the failures in a row was, in nanoseconds after the epoch.
     failed_at: AtomicU64,
+    /// Calls in flight whose response has not begun.
+    waiting: AtomicU32,
     started: AtomicU64,
     answers: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
 }
+
+#[cfg(all(target_pointer_width = "64", not(loom)))]
+const _: () = assert!(std::mem::offset_of!(Load, waiting) < 64);
 
 impl Load {
     /// Nothing is known yet
@@ -186,8 +193,8 @@ impl Load {
     }
 
     fn penalty(&self, failures: u32, now: u64) -> f32 {
-        let ago = now.saturating_sub(self.failed_at.load(Relaxed)) as f32 / PENALTY_HALVES;
-        1.0 + PENALTY * failures.min(100) as f32 * (-ago).exp2()
+        let ago = now.saturating_sub(self.failed_at.load(Relaxed));
+        1.0 + PENALTY * failures.min(100) as f32 * half_to_the(ago / (PENALTY_HALVES >> 23))
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -210,7 +217,7 @@ const FLOOR: f32 = 1e6;
 /// calls in flight, and has to look worse than a dozen that wait elsewhere.
 const PENALTY: f32 = 10.0;
 /// The time in which the penalty halves, in nanoseconds: a single failure is forgiven after some three seconds.
-const PENALTY_HALVES: f32 = 1e9;
+const PENALTY_HALVES: u64 = 1_000_000_000;
 
 fn nanos_to_millis(nanos: u64) -> u32 {
     // Wraps after 49 days; a sample that old weighs nothing either way, but for a second each time around.
@@ -227,7 +234,7 @@ struct Latency(AtomicU64);
 
 /// Finagle and linkerd2-proxy use 10 s, kratos 0.6 s. Two seconds remember an endpoint that is called once a second, and try
 /// one that was ten times slower than the others again after three.
-const TAU: f32 = 2000.0;
+const TAU: f64 = 2000.0;
 /// See [`Latency`].
 const MOST_RISE: f32 = 2.0;
 
@@ -272,10 +279,27 @@ impl Latency {
     }
 }
 
-/// Part of an estimate that is left after that many milliseconds
+/// Part of an estimate that is left after that many milliseconds: `e^(-elapsed / tau)`
 fn kept(elapsed: u32) -> f32 {
+    /// Halvings in a millisecond, in parts of 2^40.
+    const HALVINGS: u64 = ((1_u64 << 40) as f64 / (TAU * LN_2)) as u64;
     // Threads that race see each other's future: half of all times count as that.
-    if elapsed == 0 || elapsed > u32::MAX / 2 { 1.0 } else { (-(elapsed as f32) / TAU).exp() }
+    if elapsed > u32::MAX / 2 { 1.0 } else { half_to_the((u64::from(elapsed) * HALVINGS) >> (40 - 23)) }
+}
+
+/// `2^-halvings`, in parts of 2^23, within 0.3 %; every pick needs it twice, so it has to be fast
+///
+/// Subtracted from a float's bits they divide it by powers of two, and in between on a straight line, which the parabola
+/// through 2^0, 2^0.5 and 2^1 bends into shape.
+fn half_to_the(halvings: u64) -> f32 {
+    const ONE: u64 = 1 << 23;
+    /// In parts of 2^16.
+    const BEND: u64 = ((6.0 - 4.0 * SQRT_2) * 65_536.0) as u64;
+    // Beyond it is nothing, as it were.
+    let line = 127 * ONE - halvings.min(126 * ONE);
+    let rest = line % ONE;
+    let bend = (((rest * (ONE - rest)) >> 23) * BEND) >> 16;
+    f32::from_bits((line - bend) as u32)
 }
 
 /// Nanoseconds and the time of the last update in milliseconds; zero is "unknown", so no estimate is zero
@@ -322,7 +346,7 @@ mod tests {
     #[test]
     fn one_slow_answer_at_most_doubles_the_estimate_and_a_few_reach_their_own() {
         let (load, t0) = load();
-        let mut answer = |latency: Duration, at| {
+        let answer = |latency: Duration, at| {
             load.start(at);
             load.answered(Some(latency), at);
             load.latency(at)
@@ -335,6 +359,17 @@ mod tests {
         assert!(near(answer(100 * MS, t0), 100 * MS));
         let faded = load.latency(t0 + Duration::from_millis(2000)).unwrap();
         assert!(near(Some(faded), Duration::from_secs_f32(0.1 / 1_f32.exp())), "{faded:?}");
+    }
+
+    #[test]
+    fn what_is_kept_falls_as_the_exponential_function_does() {
+        for elapsed in (0..20_000).step_by(7) {
+            let exact = (-f64::from(elapsed) / TAU).exp();
+            let off = f64::from(kept(elapsed)) / exact - 1.0;
+            assert!(off.abs() < 0.003, "{off} after {elapsed} ms");
+        }
+        assert_eq!((kept(0), kept(u32::MAX)), (1.0, 1.0));
+        assert!(kept(u32::MAX / 2) > 0.0);
     }
 
     #[test]
