@@ -13,6 +13,7 @@ mod fuzz;
 
 mod call;
 mod members;
+mod options;
 mod pool;
 mod ready;
 mod shared;
@@ -37,11 +38,14 @@ use tonic::{Status, body::Body};
 use tower::{BoxError, discover::Discover};
 use tower_service::Service;
 
-pub use self::view::{EndpointInfo, EndpointUpdate, Updates};
 #[cfg(feature = "etcd")]
 pub use self::{
     etcd::{ConnectError, EtcdChannel, EtcdChannelBuilder},
     target::TargetError,
+};
+pub use self::{
+    options::{ExcludedEndpoint, HashKey, PinnedEndpoint, WaitForReady},
+    view::{EndpointInfo, EndpointUpdate, Updates},
 };
 pub use crate::endpoint::EndpointState;
 
@@ -133,15 +137,6 @@ impl Service<Request<Body>> for Channel {
         Box::pin(call::call(Arc::clone(&self.inner), request))
     }
 }
-
-/// A request extension: the call waits for an endpoint to be ready up to its deadline, not up to the pick timeout
-///
-/// ```
-/// let mut request = tonic::Request::new(());
-/// request.extensions_mut().insert(callsign::WaitForReady);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WaitForReady;
 
 /// A response extension: the endpoint that answered
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

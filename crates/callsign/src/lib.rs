@@ -68,7 +68,8 @@ mod fuzz;
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
-    Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, Updates, WaitForReady,
+    Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, ExcludedEndpoint, HashKey,
+    PinnedEndpoint, Updates, WaitForReady,
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
-use http::{Request, request::Parts};
+use http::{HeaderMap, Request, request::Parts};
 use http_body::Body as _;
 use tokio::task::JoinHandle;
 use tonic::{Status, body::Body};
@@ -38,6 +38,11 @@ impl Outgoing {
     /// The head, to be completed before it is sent
     pub(crate) fn head_mut(&mut self) -> &mut Parts {
         &mut self.head
+    }
+
+    /// What the caller said in the head
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.head.headers
     }
 
     /// The head as h2 takes it

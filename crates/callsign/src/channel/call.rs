@@ -15,7 +15,12 @@ use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body};
 
-use super::{CallOptions, EndpointAddress, Inner, WaitForReady, ready::Picked, shared::Shared};
+use super::{
+    CallOptions, EndpointAddress, Inner,
+    options::{Asked, Options, RequestHeaders},
+    ready::Picked,
+    shared::Shared,
+};
 use crate::{
     connection::{Incoming, SendError},
     deadline::far,
@@ -57,7 +62,7 @@ const UNTOLD: Duration = Duration::from_millis(1);
 
 struct Call {
     outgoing: Outgoing,
-    wait_for_ready: bool,
+    options: Options,
     told: Option<Told>,
     /// While the request is sent.
     in_flight: Option<InFlight>,
@@ -65,16 +70,18 @@ struct Call {
 
 impl Call {
     fn new(mut request: Request<Body>, told: Option<Told>, options: &CallOptions) -> Self {
-        let wait_for_ready = request.extensions_mut().remove::<WaitForReady>().is_some();
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
-        Self { outgoing: Outgoing::new(request), wait_for_ready, told, in_flight: None }
+        let options = Options::take(request.extensions_mut());
+        Self { outgoing: Outgoing::new(request), options, told, in_flight: None }
     }
 
     async fn run(&mut self, shared: &Shared) -> Result<Response<Body>, Status> {
         let mut avoid = None;
         let mut refused = false;
         loop {
-            let Picked { in_flight, stream } = shared.pick(avoid, self.wait_for_ready).await?;
+            let headers = RequestHeaders(self.outgoing.headers());
+            let asked = Asked { options: &self.options, headers, avoid };
+            let Picked { in_flight, stream } = shared.pick(asked).await?;
             let endpoint = Arc::clone(self.in_flight.insert(in_flight).endpoint());
             avoid = Some(endpoint.number);
             self.address_to(&endpoint)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use callsign_core::policy::{Candidate, Pick, Policy};
 use tokio::time::Instant;
 
+use super::options::{Asked, Options};
 use crate::{
     connection::{OpenStream, Sender},
     endpoint::{Endpoint, InFlight},
@@ -41,6 +42,17 @@ impl Target {
             .with_weight(*weight)
             .with_name(endpoint.authority.as_str())
             .with_zone(zone.clone())
+    }
+
+    /// Whether a call may go there as far as its caller is concerned
+    fn is_permitted(&self, options: &Options) -> bool {
+        options.permit(&self.endpoint.address)
+    }
+
+    /// Takes a stream, if there is one
+    fn take(&self, now: std::time::Instant) -> Option<Picked> {
+        let stream = self.sender.try_open()?;
+        Some(Picked { stream, in_flight: self.endpoint.start(now) })
     }
 }
 
@@ -79,36 +91,62 @@ impl Ready {
         self.targets.is_empty()
     }
 
-    /// Picks an endpoint and takes a stream of it; `avoid` has just handed the call back
-    pub(super) fn pick(&self, avoid: Option<u64>) -> Result<Picked, Unpicked> {
+    /// Picks an endpoint and takes a stream of it
+    pub(super) fn pick(&self, asked: Asked<'_>) -> Result<Picked, Unpicked> {
         let now = Instant::now().into_std();
-        let mut random = fastrand::Rng::new();
-        let mut call = Pick::new(&mut random, now);
-        call.avoid = avoid;
-        let picked = self.pick_for(&mut call).or_else(|| {
-            // Another endpoint if there is one, else the same one again.
-            avoid?;
-            call.avoid = None;
-            self.pick_for(&mut call)
-        });
+        let options = asked.options;
+        let picked = match options.pinned() {
+            // What has just handed the call back is asked again: there is no other.
+            Some(_) => self.permitted(asked.options).find_map(|target| target.take(now)),
+            None => self.pick_by_policy(asked, now),
+        };
         picked.ok_or_else(|| {
             // A connection that takes no more streams is lost already, only not yet published as such.
-            let open = self.candidates.iter().any(Candidate::is_open);
+            let open = self.permitted(options).any(|target| target.sender.streams().limit() > 0);
             if open { Unpicked::AllFull } else { Unpicked::NoneReady }
         })
     }
 
-    fn pick_for(&self, call: &mut Pick<'_>) -> Option<Picked> {
+    fn pick_by_policy(&self, asked: Asked<'_>, now: std::time::Instant) -> Option<Picked> {
+        let mut random = fastrand::Rng::new();
+        let mut call = Pick::new(&mut random, now);
+        (call.avoid, call.key, call.headers) = (asked.avoid, asked.options.key(), &asked.headers);
+        if asked.options.excluded().is_some() {
+            let excluded = self.targets.iter().find(|target| !target.is_permitted(asked.options));
+            call.excluded = excluded.map(|target| target.endpoint.number);
+        }
+        self.pick_for(&mut call, asked.options).or_else(|| {
+            // Another endpoint if there is one, else the same one again.
+            asked.avoid?;
+            call.avoid = None;
+            self.pick_for(&mut call, asked.options)
+        })
+    }
+
+    /// The targets that a call may go to as far as its caller is concerned
+    fn permitted(&self, options: &Options) -> impl Iterator<Item = &Target> {
+        self.targets.iter().filter(|target| target.is_permitted(options))
+    }
+
+    fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
         for _ in 0..=self.candidates.len() {
             let chosen = (self.picker)(&self.candidates, call)?;
-            let Target { endpoint, sender, .. } = self.targets.get(chosen)?;
-            if call.avoid == Some(endpoint.number) {
+            let target = self.targets.get(chosen)?;
+            if call.avoid == Some(target.endpoint.number) {
                 return None;
             }
-            if let Some(stream) = sender.try_open() {
-                return Some(Picked { stream, in_flight: endpoint.start(call.now) });
+            if !target.is_permitted(options) {
+                // Policies know one excluded endpoint; several may have its address.
+                let mut all = self.candidates.iter().zip(&self.targets);
+                return all.find_map(|(candidate, target)| {
+                    let allowed = call.allows(candidate) && target.is_permitted(options);
+                    if allowed { target.take(call.now) } else { None }
+                });
+            }
+            if let Some(picked) = target.take(call.now) {
+                return Some(picked);
             }
         }
         None

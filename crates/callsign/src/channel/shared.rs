@@ -17,6 +17,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{
+    options::{Asked, Options},
     ready::{Balancer, Picked, Ready, Target, Unpicked},
     view::{EndpointInfo, EndpointUpdate},
 };
@@ -25,7 +26,7 @@ use crate::{
     deadline::far,
     endpoint::{Endpoint, EndpointState, Event},
     error,
-    instance::Metadata,
+    instance::{Address, Metadata},
 };
 
 /// Everything of a channel but its owner
@@ -163,6 +164,20 @@ impl Entry {
         EndpointUpdate { address: self.endpoint.address.clone(), state, held: self.is_held(), cause }
     }
 
+    fn is_at(&self, address: &Address) -> bool {
+        self.endpoint.address.authority() == address.authority()
+    }
+
+    /// Why calls do not go there, for people
+    fn describe(&self) -> String {
+        let cause = self.cause.as_deref().map(|cause| format!(" ({cause})")).unwrap_or_default();
+        // Ready on the books: the connection is lost and not yet published so, or its server allows no streams.
+        let state = self.state();
+        let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
+        let held = if self.is_held() { " and held" } else { "" };
+        format!("{} is {state}{held}{full}{cause}", self.endpoint.address)
+    }
+
     fn info(&self) -> EndpointInfo {
         EndpointInfo {
             address: self.endpoint.address.clone(),
@@ -241,33 +256,34 @@ impl Shared {
         self.book().entries.values().map(Entry::info).collect()
     }
 
-    /// Picks an endpoint, waiting for one if need be; `avoid` has just handed the call back
-    pub(super) async fn pick(&self, avoid: Option<u64>, wait_for_ready: bool) -> Result<Picked, Status> {
-        match self.ready.load().pick(avoid) {
+    /// Picks an endpoint, waiting for one if need be
+    pub(super) async fn pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
+        match self.ready.load().pick(asked) {
             Ok(picked) => Ok(picked),
-            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !wait_for_ready => {
-                Err(self.unavailable())
+            Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !asked.options.wait_for_ready => {
+                Err(self.unavailable(asked.options))
             }
-            Err(_) => self.wait_and_pick(wait_for_ready).await,
+            // By the time that there is news, who has handed the call back may take it.
+            Err(_) => self.wait_and_pick(Asked { avoid: None, ..asked }).await,
         }
     }
 
-    async fn wait_and_pick(&self, wait_for_ready: bool) -> Result<Picked, Status> {
+    async fn wait_and_pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
         let place = self.waiters.enter(MOST_WAITING).ok_or_else(|| error::too_many_waiting(&self.service))?;
         let mut give_up = None;
         loop {
             // Asked for before looking: what happens from here on is not missed.
             let mut notified = std::pin::pin!(place.notified());
             notified.as_mut().enable();
-            match self.ready.load().pick(None) {
+            match self.ready.load().pick(asked) {
                 Ok(picked) => return Ok(picked),
                 Err(_) if self.ended.load(Ordering::SeqCst) => {
                     return Err(error::channel_ended(&self.service));
                 }
-                Err(Unpicked::NoneReady) if !wait_for_ready => {
+                Err(Unpicked::NoneReady) if !asked.options.wait_for_ready => {
                     let at = *give_up.get_or_insert_with(|| far(Instant::now(), self.pick_timeout));
                     if timeout_at(at, notified).await.is_err() {
-                        return Err(self.unavailable());
+                        return Err(self.unavailable(asked.options));
                     }
                 }
                 // Full endpoints are a matter of the caller's deadline, as in grpc-go.
@@ -292,33 +308,51 @@ impl Shared {
         }
     }
 
-    pub(super) fn unavailable(&self) -> Status {
-        error::none_ready(self.why_unready())
+    fn unavailable(&self, options: &Options) -> Status {
+        error::none_ready(match options.pinned() {
+            Some(pinned) => self.why_not_pinned(pinned, options),
+            None => self.why_none(options.excluded()),
+        })
+    }
+
+    /// Why a call did not get the endpoint that it is pinned to, for people
+    fn why_not_pinned(&self, pinned: &Address, options: &Options) -> String {
+        let service = &self.service;
+        if !options.permit(pinned) {
+            return format!("{service}: the call is pinned to {pinned} and excludes it");
+        }
+        let book = self.book();
+        // Of two with one address the later one is what discovery says now.
+        match book.entries.values().rev().find(|entry| entry.is_at(pinned)) {
+            Some(entry) => format!("{service}: the call is pinned, and {}", entry.describe()),
+            None => {
+                format!("{service}: the call is pinned to {pinned}, which is no endpoint of this channel")
+            }
+        }
     }
 
     /// Why no endpoint is ready, for people
     pub(super) fn why_unready(&self) -> String {
+        self.why_none(None)
+    }
+
+    /// Why no endpoint but `excluded` is ready, for people
+    fn why_none(&self, excluded: Option<&Address>) -> String {
         let service = &self.service;
         let book = self.book();
-        let count = book.entries.len();
+        let others = book.entries.values().filter(|entry| !excluded.is_some_and(|at| entry.is_at(at)));
+        let excluded = excluded.map(|address| format!(" (the call excludes {address})")).unwrap_or_default();
+        let count = others.clone().count();
         if count == 0 {
             return match (self.missing_list)() {
                 Some(cause) => format!("{service}: no list of instances yet: {cause}"),
-                None => format!("{service}: no instances"),
+                None => format!("{service}: no instances{excluded}"),
             };
         }
-        let described = book.entries.values().take(DESCRIBED).map(|entry| {
-            let cause = entry.cause.as_deref().map(|cause| format!(" ({cause})")).unwrap_or_default();
-            // Ready on the books: the connection is lost and not yet published so, or its server allows no streams.
-            let state = entry.state();
-            let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
-            let held = if entry.is_held() { " and held" } else { "" };
-            format!("{} is {state}{held}{full}{cause}", entry.endpoint.address)
-        });
         let more =
             if count > DESCRIBED { format!(", and {} more", count - DESCRIBED) } else { String::new() };
-        let described = described.collect::<Vec<_>>().join(", ");
-        format!("{service}: none of {count} endpoints is ready: {described}{more}")
+        let described = others.take(DESCRIBED).map(Entry::describe).collect::<Vec<_>>().join(", ");
+        format!("{service}: none of {count} endpoints is ready{excluded}: {described}{more}")
     }
 }
 

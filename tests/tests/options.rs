@@ -1,0 +1,279 @@
+//! What a caller asks for one call: a key to hash, an endpoint to go to, one not to go to
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use callsign::{
+    Address, Channel, EndpointAddress, EndpointInfo, EndpointState, ExcludedEndpoint, HashKey, Instance,
+    PinnedEndpoint, WaitForReady,
+    channel::ChannelBuilder,
+    discover::{self, Fixed},
+    policy::{Candidate, Pick, Policy},
+};
+use callsign_tests::{
+    channel::over,
+    echo::{Chunk, echo_client::EchoClient},
+    peers::Peer,
+    scripted::Scripted,
+    wait,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Request, Response, Status};
+use tower::discover::Change;
+
+/// For what should take no time
+const BOUND: Duration = Duration::from_secs(10);
+/// Not the default, so that it cannot be taken for that
+const PICKING: Duration = Duration::from_millis(300);
+
+async fn serving() -> Scripted {
+    Scripted::start(|_, peer| async move {
+        peer.settings(None).await;
+        peer.serve().await;
+    })
+    .await
+}
+
+/// A server that refuses its first call, unseen by its application, and answers all others
+async fn refusing() -> Scripted {
+    Scripted::start(|_, peer| async move {
+        peer.settings(None).await;
+        let stream = peer.headers(0).await;
+        peer.end(stream).await;
+        peer.refuse(stream).await;
+        peer.serve().await;
+    })
+    .await
+}
+
+fn builder(addresses: impl IntoIterator<Item = Address>) -> ChannelBuilder<Fixed> {
+    Channel::builder(discover::fixed(addresses)).pick_timeout(PICKING).name("hello.rpc")
+}
+
+/// Waits until these servers are ready, by a call that is pinned to each
+async fn ready(channel: &Channel, servers: &[&Scripted]) {
+    for server in servers {
+        let pinned = call(channel, PinnedEndpoint(server.address()));
+        wait::within("a pinned call", BOUND, pinned).await.unwrap();
+    }
+}
+
+/// The same without a call, once as many endpoints are ready
+async fn all_ready(channel: &Channel, count: usize) {
+    let is_ready = |endpoint: &EndpointInfo| endpoint.state == EndpointState::Ready;
+    let all = || channel.endpoints().into_iter().filter(is_ready).count() == count;
+    wait::until("all endpoints are ready", BOUND, || all().then_some(())).await;
+}
+
+/// A call with one option
+async fn call<T>(channel: &Channel, option: T) -> Result<Response<Chunk>, Status>
+where
+    T: Clone + Send + Sync + 'static,
+{
+    let mut request = Request::new(Chunk { payload: "asked".into(), rest_ms: 0 });
+    request.extensions_mut().insert(option);
+    EchoClient::new(channel.clone()).unary(request).await
+}
+
+fn who(response: &Response<Chunk>) -> &Address {
+    &response.extensions().get::<EndpointAddress>().expect("every response has one").0
+}
+
+/// Says why a call failed that no endpoint took, after the pick timeout
+async fn unavailable<T>(channel: &Channel, option: T) -> String
+where
+    T: Clone + Send + Sync + 'static,
+{
+    let (outcome, took) = wait::timed(call(channel, option)).await;
+    let status = outcome.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!((PICKING..BOUND).contains(&took), "{took:?}");
+    assert!(status.message().starts_with("hello.rpc: "), "{status:?}");
+    status.message().to_owned()
+}
+
+#[tokio::test]
+async fn a_pinned_call_goes_to_its_endpoint_whatever_the_policy_is() {
+    /// Sends everything to one endpoint.
+    struct First;
+
+    impl Policy for First {
+        type Plan = ();
+
+        fn plan(&self, _: &[Candidate]) {}
+
+        fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+            candidates.iter().position(|candidate| call.allows(candidate))
+        }
+    }
+    let servers = [serving().await, serving().await, serving().await];
+    let channel = builder(servers.iter().map(Scripted::address)).policy(First).build().unwrap();
+    for server in &servers {
+        for _ in 0..5 {
+            let response = call(&channel, PinnedEndpoint(server.address())).await.unwrap();
+            assert_eq!(*who(&response), server.address());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_call_that_was_refused_is_sent_to_the_same_endpoint_again() {
+    let (refusing, other) = (refusing().await, serving().await);
+    let channel = over([refusing.address(), other.address()]);
+    ready(&channel, &[&other]).await;
+    let response = call(&channel, PinnedEndpoint(refusing.address())).await.unwrap();
+    assert_eq!(*who(&response), refusing.address());
+    assert_eq!((refusing.record().times_sent("asked"), other.record().times_sent("asked")), (2, 1));
+}
+
+#[tokio::test]
+async fn a_call_pinned_to_an_endpoint_that_is_not_ready_says_where_that_stands() {
+    let (deaf, other) = (Peer::deaf(), serving().await);
+    let channel = builder([deaf.address(), other.address()]).build().unwrap();
+    ready(&channel, &[&other]).await;
+    let message = unavailable(&channel, PinnedEndpoint(deaf.address())).await;
+    for part in ["pinned", &deaf.address().to_string(), "in backoff", "refused"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(!message.contains(&other.address().to_string()), "{message}");
+}
+
+#[tokio::test]
+async fn a_call_pinned_to_an_address_that_is_no_endpoint_says_so() {
+    let server = serving().await;
+    let channel = builder([server.address()]).build().unwrap();
+    let message = unavailable(&channel, PinnedEndpoint("127.0.0.1:1".parse().unwrap())).await;
+    assert!(message.contains("pinned to 127.0.0.1:1, which is no endpoint of this channel"), "{message}");
+}
+
+#[tokio::test]
+async fn a_call_pinned_and_excluded_at_once_says_so() {
+    let server = serving().await;
+    let channel = builder([server.address()]).build().unwrap();
+    let mut request = Request::new(Chunk::default());
+    request.extensions_mut().insert(PinnedEndpoint(server.address()));
+    request.extensions_mut().insert(ExcludedEndpoint(server.address()));
+    let status = EchoClient::new(channel).unary(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("and excludes it"), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_call_waits_for_the_endpoint_that_it_is_pinned_to() {
+    let (first, later) = (serving().await, serving().await);
+    let (changes, discover) = mpsc::unbounded_channel();
+    let insert = |address: Address| {
+        let change: Result<_, Infallible> = Ok(Change::Insert(address.clone(), Instance::from(address)));
+        changes.send(change).expect("the channel lives");
+    };
+    let channel = Channel::builder(UnboundedReceiverStream::new(discover)).build().unwrap();
+    insert(first.address());
+    ready(&channel, &[&first]).await;
+    let mut request = Request::new(Chunk::default());
+    request.extensions_mut().insert(PinnedEndpoint(later.address()));
+    request.extensions_mut().insert(WaitForReady);
+    let mut client = EchoClient::new(channel);
+    let mut pinned = Box::pin(client.unary(request));
+    wait::assert_waits("a call to an endpoint that is not known", &mut pinned);
+    insert(later.address());
+    let response = wait::within("the pinned call", BOUND, pinned).await.unwrap();
+    assert_eq!(*who(&response), later.address());
+}
+
+#[tokio::test]
+async fn a_call_never_goes_to_the_endpoint_that_it_excludes() {
+    let (one, other) = (serving().await, serving().await);
+    let channel = builder([one.address(), other.address()]).build().unwrap();
+    ready(&channel, &[&one, &other]).await;
+    for _ in 0..20 {
+        let response = call(&channel, ExcludedEndpoint(one.address())).await.unwrap();
+        assert_eq!(*who(&response), other.address());
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_excludes_the_only_endpoint_waits_and_says_so() {
+    let server = serving().await;
+    let channel = builder([server.address()]).build().unwrap();
+    ready(&channel, &[&server]).await;
+    let message = unavailable(&channel, ExcludedEndpoint(server.address())).await;
+    assert!(message.contains(&format!("the call excludes {}", server.address())), "{message}");
+    assert_eq!(server.record().calls().len(), 1, "the call that asked whether it is ready");
+
+    // With another one that cannot have it, that one is named, too.
+    let deaf = Peer::deaf();
+    let channel = builder([server.address(), deaf.address()]).build().unwrap();
+    let message = unavailable(&channel, ExcludedEndpoint(server.address())).await;
+    assert!(message.contains("none of 1 endpoints") && message.contains("the call excludes"), "{message}");
+    assert!(message.contains(&format!("{} is in backoff", deaf.address())), "{message}");
+}
+
+#[tokio::test]
+async fn two_endpoints_with_one_address_are_both_excluded() {
+    let (one, other) = (serving().await, serving().await);
+    let (changes, discover) = mpsc::unbounded_channel();
+    for (key, address) in [one.address(), one.address(), other.address()].into_iter().enumerate() {
+        let change: Result<_, Infallible> = Ok(Change::Insert(key, Instance::from(address)));
+        changes.send(change).unwrap();
+    }
+    let channel = Channel::builder(UnboundedReceiverStream::new(discover)).build().unwrap();
+    all_ready(&channel, 3).await;
+    for _ in 0..20 {
+        let response = call(&channel, ExcludedEndpoint(one.address())).await.unwrap();
+        assert_eq!(*who(&response), other.address());
+    }
+}
+
+#[tokio::test]
+async fn a_refused_call_is_not_sent_to_the_endpoint_that_it_excludes() {
+    let (refusing, excluded) = (refusing().await, serving().await);
+    let channel = over([refusing.address(), excluded.address()]);
+    ready(&channel, &[&excluded]).await;
+    let response = call(&channel, ExcludedEndpoint(excluded.address())).await.unwrap();
+    assert_eq!(*who(&response), refusing.address(), "the same again, for want of another");
+    assert_eq!((refusing.record().times_sent("asked"), excluded.record().times_sent("asked")), (2, 1));
+}
+
+/// What a policy was told of each pick: the key, a header, and whether an endpoint was to be avoided
+type Seen = Arc<Mutex<Vec<(Option<Vec<u8>>, Option<Vec<u8>>, bool)>>>;
+
+/// Sends a call to the endpoint that its key names
+struct ByKey(Seen);
+
+impl Policy for ByKey {
+    type Plan = ();
+
+    fn plan(&self, _: &[Candidate]) {}
+
+    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+        let (key, header) = (call.key.map(<[u8]>::to_vec), call.headers.get("x-user").map(<[u8]>::to_vec));
+        self.0.lock().unwrap().push((key, header, call.avoid.is_some()));
+        let named = |candidate: &Candidate| call.key.is_none_or(|key| candidate.name().as_bytes() == key);
+        candidates.iter().position(|candidate| named(candidate) && call.allows(candidate))
+    }
+}
+
+#[tokio::test]
+async fn policies_see_the_key_and_the_headers_of_a_call_each_time_it_is_picked_for() {
+    let (refusing, other) = (refusing().await, serving().await);
+    let seen = Seen::default();
+    let channel = builder([refusing.address(), other.address()]).policy(ByKey(seen.clone())).build().unwrap();
+    all_ready(&channel, 2).await;
+
+    let mut request = Request::new(Chunk::default());
+    request.extensions_mut().insert(HashKey::new(refusing.address().to_string()));
+    request.metadata_mut().insert("x-user", "7".parse().unwrap());
+    let response = EchoClient::new(channel.clone()).unary(request).await.unwrap();
+    assert_eq!(*who(&response), refusing.address());
+    let key = refusing.address().to_string().into_bytes();
+    let expected = [false, true, false].map(|avoids| (Some(key.clone()), Some(b"7".to_vec()), avoids));
+    assert_eq!(*seen.lock().unwrap(), expected, "first, elsewhere in vain, then there again");
+
+    seen.lock().unwrap().clear();
+    EchoClient::new(channel).unary(Chunk::default()).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [(None, None, false)]);
+}
