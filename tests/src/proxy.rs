@@ -226,6 +226,10 @@ async fn pass(
         server = TcpStream::connect(target).await.ok();
     }
     if let Some(server) = &mut server {
+        for socket in [&client, server] {
+            // It adds no wait of its own; a socket that is gone already needs no option.
+            let _ = socket.set_nodelay(true);
+        }
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
         let up = pump(from_client, to_server, admitted, ways.clone());
         let down = pump(from_server, to_client, admitted, ways.clone());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use callsign::{
     Address, Channel, EndpointState, Etcd, EtcdChannel, EtcdOptions, discover,
-    policy::{P2cEwma, Policy},
+    policy::{P2cEwma, Policy, RoundRobin},
 };
 use callsign_tests::{
     channel::{over, until_ready},
@@ -168,6 +168,11 @@ async fn one_of_three_that_answers_unavailable_costs_one_call_in_a_hundred_and_h
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_that_answers_unavailable_costs_one_call_in_a_hundred_and_has_its_share_once_recovered() {
     unavailable(2, P2cEwma::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_answers_unavailable_is_left_out_whatever_the_policy() {
+    unavailable(3, RoundRobin::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

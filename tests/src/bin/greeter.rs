@@ -3,13 +3,12 @@
 use std::{error::Error, time::Duration};
 
 use callsign::{RegistrationState, Serve};
-use callsign_tests::service::{Calls, Hello, Manner, router};
+use callsign_tests::service::{Calls, Hello, Manner, prompt, router};
 use lexopt::prelude::*;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::{
     ServingStatus,
@@ -94,7 +93,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(obey(hello, reporter.clone(), told));
     println!("listening {address}");
     let Some(service) = options.service else {
-        return Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?);
+        return Ok(router.serve_with_incoming(prompt(listener)).await?);
     };
     let mut serve = Serve::new(service).listener(listener);
     if let Some(ttl) = options.ttl {

@@ -160,7 +160,11 @@ fn an_allowed_candidate_is_picked_if_there_is_one_whatever_the_numbers_are() {
                 let picked = pick(&mut call);
                 let expected = fleet.candidates().iter().any(|one| call.allows(one));
                 assert_eq!(picked.is_some(), expected, "{}", subject.name);
-                assert!(picked.is_none_or(|index| call.allows(&fleet.candidates()[index])), "{}", subject.name);
+                assert!(
+                    picked.is_none_or(|index| call.allows(&fleet.candidates()[index])),
+                    "{}",
+                    subject.name
+                );
             }
         }
     }
