@@ -25,7 +25,7 @@ pub struct Load {
     /// Failures in a row.
     failures: AtomicU32,
     latency: Latency,
-    /// Since when calls wait and none was answered, in nanoseconds after the epoch and one more; zero if none waits.
+    /// Since when calls wait and nothing was heard, in nanoseconds after the epoch and one more; zero if none does.
     unanswered_since: AtomicU64,
     /// When the last of the failures in a row was, in nanoseconds after the epoch.
     failed_at: AtomicU64,
@@ -71,12 +71,20 @@ impl Load {
     /// The response of a call has begun, `latency` after it was sent; `None` if that says nothing of the usual latency,
     /// because the endpoint has failed: who refuses is not fast
     pub fn answered(&self, latency: Option<Duration>, now: Instant) {
-        let others = self.stop_waiting();
+        self.stop_waiting();
         self.answers.fetch_add(1, Relaxed);
-        // The endpoint has just spoken: those who wait on wait from now.
-        self.unanswered_since.store(if others { self.nanos(now) + 1 } else { 0 }, Relaxed);
+        self.heard();
         if let Some(latency) = latency {
             self.latency.observe(latency, self.millis(now));
+        }
+    }
+
+    /// The endpoint has spoken: who waits on waits for its own reasons, and no longer speaks against the endpoint
+    ///
+    /// Else one long poll would turn all other calls away. The next call that begins to wait counts again.
+    pub fn heard(&self) {
+        if self.unanswered_since.load(Relaxed) != 0 {
+            self.unanswered_since.store(0, Relaxed);
         }
     }
 
@@ -84,14 +92,14 @@ impl Load {
     pub fn given_up(&self, waited: Duration, now: Instant) {
         self.latency.at_least(waited, self.millis(now));
         if !self.stop_waiting() {
-            self.unanswered_since.store(0, Relaxed);
+            self.heard();
         }
     }
 
     /// The call was not taken: it says nothing of the latency
     pub fn untaken(&self) {
         if !self.stop_waiting() {
-            self.unanswered_since.store(0, Relaxed);
+            self.heard();
         }
     }
 
@@ -194,7 +202,7 @@ impl Load {
 
     fn penalty(&self, failures: u32, now: u64) -> f32 {
         let ago = now.saturating_sub(self.failed_at.load(Relaxed));
-        1.0 + PENALTY * failures.min(100) as f32 * half_to_the(ago / (PENALTY_HALVES >> 23))
+        1.0 + PENALTY * failures.min(MOST_PENALTIES) as f32 * half_to_the(ago / (PENALTY_HALVES >> 23))
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -216,39 +224,61 @@ const FLOOR: f32 = 1e6;
 /// What each failure in a row adds to the factor on the expected latency. Of our own: an endpoint that fails at once has no
 /// calls in flight, and has to look worse than a dozen that wait elsewhere.
 const PENALTY: f32 = 10.0;
+/// Failures beyond these weigh no more: that many in a row are a matter for ejection, and what has failed
+/// for long is not to be avoided for long once it is well.
+const MOST_PENALTIES: u32 = 5;
 /// The time in which the penalty halves, in nanoseconds: a single failure is forgiven after some three seconds.
 const PENALTY_HALVES: u64 = 1_000_000_000;
 
 fn nanos_to_millis(nanos: u64) -> u32 {
-    // Wraps after 49 days; a sample that old weighs nothing either way, but for a second each time around.
+    // Wraps after 49 days, see `kept`.
     (nanos / 1_000_000) as u32
 }
 
 /// An estimate of the latency that rises at once and falls slowly: a peak EWMA
 ///
 /// Falls as in Finagle's `PeakEwma`: `estimate * w + sample * (1 - w)` with `w = e^(-elapsed / tau)`, and by `w` alone while
-/// there are no samples. Rises to the sample, but no further than to twice the estimate: one slow answer is chance, and two
-/// in a row are news. With Finagle's jump one late wake-up of a client keeps an endpoint out of use for seconds.
+/// there are no samples. Rises to the sample, but no further than to twice the estimate, and that once in 10 ms or in the
+/// estimated time, whichever is longer: one slow answer is chance, as are several that one stall has held up, and those that
+/// come later are news. With Finagle's jump one late wake-up of a client keeps an endpoint out of use for seconds.
 #[derive(Debug, Default)]
-struct Latency(AtomicU64);
+struct Latency {
+    /// See [`pack`].
+    estimate: AtomicU64,
+    /// When it rose last, in milliseconds and one more; zero if never.
+    rose_at: AtomicU32,
+}
 
 /// Finagle and linkerd2-proxy use 10 s, kratos 0.6 s. Two seconds remember an endpoint that is called once a second, and try
 /// one that was ten times slower than the others again after three.
 const TAU: f64 = 2000.0;
 /// See [`Latency`].
 const MOST_RISE: f32 = 2.0;
+/// See [`Latency`]; in milliseconds.
+const RISES_APART: u32 = 10;
 
 impl Latency {
     fn observe(&self, sample: Duration, now: u32) {
-        self.update(now, |known, kept| {
-            let sample = sample.as_nanos() as f32;
-            match known {
-                None => sample,
-                // What is old is believed less.
-                Some(known) if sample > known => sample.min(known * MOST_RISE / kept.max(f32::MIN_POSITIVE)),
-                Some(known) => known * kept + sample * (1.0 - kept),
-            }
+        let sample = sample.as_nanos() as f32;
+        let rises = unpack(self.estimate.load(Relaxed)).is_some_and(|(known, _)| sample > known);
+        if rises && !self.may_rise(now) {
+            return;
+        }
+        self.update(now, |known, kept| match known {
+            None => sample,
+            // What is old is believed less.
+            Some(known) if sample > known => sample.min(known * MOST_RISE / kept.max(f32::MIN_POSITIVE)),
+            Some(known) => known * kept + sample * (1.0 - kept),
         });
+    }
+
+    /// Whether it is time for another rise, which is then the caller's to make
+    fn may_rise(&self, now: u32) -> bool {
+        let estimate = unpack(self.estimate.load(Relaxed)).map_or(0, |(known, _)| (known / 1e6) as u32);
+        let rose_at = self.rose_at.load(Relaxed);
+        let since = now.wrapping_add(1).wrapping_sub(rose_at);
+        (rose_at == 0 || since >= estimate.max(RISES_APART))
+            && self.rose_at.compare_exchange(rose_at, now.wrapping_add(1), Relaxed, Relaxed).is_ok()
     }
 
     /// A lower bound cannot let the estimate fall
@@ -262,17 +292,17 @@ impl Latency {
     fn seed(&self, latency: Duration, now: u32) {
         let seed = pack(latency.as_nanos() as f32, now);
         // Only what is unknown: an error is a sample that came first.
-        let _ = self.0.compare_exchange(0, seed, Relaxed, Relaxed);
+        let _ = self.estimate.compare_exchange(0, seed, Relaxed, Relaxed);
     }
 
     fn read(&self, now: u32) -> Option<f32> {
-        let (known, at) = unpack(self.0.load(Relaxed))?;
+        let (known, at) = unpack(self.estimate.load(Relaxed))?;
         Some(known * kept(now.wrapping_sub(at)))
     }
 
     fn update(&self, now: u32, next: impl Fn(Option<f32>, f32) -> f32) {
         // An error cannot be: the closure always has a value.
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |packed| {
+        let _ = self.estimate.fetch_update(Relaxed, Relaxed, |packed| {
             let Some((known, at)) = unpack(packed) else { return Some(pack(next(None, 1.0), now)) };
             Some(pack(next(Some(known), kept(now.wrapping_sub(at))), now))
         });
@@ -283,11 +313,11 @@ impl Latency {
 fn kept(elapsed: u32) -> f32 {
     /// Halvings in a millisecond, in parts of 2^40.
     const HALVINGS: u64 = ((1_u64 << 40) as f64 / (TAU * LN_2)) as u64;
-    // Threads that race see each other's future: half of all times count as that.
-    if elapsed > u32::MAX / 2 { 1.0 } else { half_to_the((u64::from(elapsed) * HALVINGS) >> (40 - 23)) }
+    // Threads that race see each other's future: the last minute before the clock wraps counts as that.
+    if elapsed > u32::MAX - 60_000 { 1.0 } else { half_to_the((u64::from(elapsed) * HALVINGS) >> (40 - 23)) }
 }
 
-/// `2^-halvings`, in parts of 2^23, within 0.3 %; every pick needs it twice, so it has to be fast
+/// `2^-halvings`, in parts of 2^23, within 0.4 %; every pick needs it twice, so it has to be fast
 ///
 /// Subtracted from a float's bits they divide it by powers of two, and in between on a straight line, which the parabola
 /// through 2^0, 2^0.5 and 2^1 bends into shape.
@@ -336,7 +366,7 @@ mod tests {
         load.start(t0 + MS);
         assert_eq!((load.in_flight(), load.waiting(), load.unanswered(t0 + 5 * MS)), (2, 2, 5 * MS));
         load.answered(Some(6 * MS), t0 + 6 * MS);
-        assert_eq!((load.in_flight(), load.waiting(), load.unanswered(t0 + 7 * MS)), (2, 1, MS));
+        assert_eq!((load.in_flight(), load.waiting()), (2, 1));
         load.given_up(8 * MS, t0 + 9 * MS);
         load.finish();
         assert_eq!((load.in_flight(), load.waiting(), load.started()), (1, 0, 2));
@@ -344,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn one_slow_answer_at_most_doubles_the_estimate_and_a_few_reach_their_own() {
+    fn one_slow_answer_or_one_stall_at_most_doubles_the_estimate_and_slow_ones_that_follow_are_believed() {
         let (load, t0) = load();
         let answer = |latency: Duration, at| {
             load.start(at);
@@ -352,12 +382,13 @@ mod tests {
             load.latency(at)
         };
         assert!(near(answer(2 * MS, t0), 2 * MS));
-        assert!(near(answer(100 * MS, t0), 4 * MS));
-        for _ in 0..5 {
-            answer(100 * MS, t0);
+        for _ in 0..20 {
+            assert!(near(answer(100 * MS, t0), 4 * MS), "one stall holds many up");
         }
-        assert!(near(answer(100 * MS, t0), 100 * MS));
-        let faded = load.latency(t0 + Duration::from_millis(2000)).unwrap();
+        let times = [10, 20, 40, 80, 200].map(|millis| t0 + millis * MS);
+        let risen = times.map(|at| answer(100 * MS, at));
+        assert!(near(risen[0], 8 * MS) && near(risen[1], 16 * MS) && near(risen[4], 100 * MS), "{risen:?}");
+        let faded = load.latency(times[4] + Duration::from_millis(2000)).unwrap();
         assert!(near(Some(faded), Duration::from_secs_f32(0.1 / 1_f32.exp())), "{faded:?}");
     }
 
@@ -366,10 +397,21 @@ mod tests {
         for elapsed in (0..20_000).step_by(7) {
             let exact = (-f64::from(elapsed) / TAU).exp();
             let off = f64::from(kept(elapsed)) / exact - 1.0;
-            assert!(off.abs() < 0.003, "{off} after {elapsed} ms");
+            assert!(off.abs() < 0.004, "{off} after {elapsed} ms");
         }
         assert_eq!((kept(0), kept(u32::MAX)), (1.0, 1.0));
-        assert!(kept(u32::MAX / 2) > 0.0);
+        assert!(kept(u32::MAX - 60_000) > 0.0);
+    }
+
+    #[test]
+    fn a_long_poll_does_not_speak_against_an_endpoint_that_answers_others() {
+        let (load, t0) = load();
+        load.start(t0);
+        load.start(t0 + MS);
+        load.answered(Some(MS), t0 + 2 * MS);
+        assert_eq!((load.waiting(), load.unanswered(t0 + SECOND)), (1, Duration::ZERO));
+        load.start(t0 + SECOND);
+        assert_eq!(load.unanswered(t0 + 2 * SECOND), SECOND, "counts again from the next call on");
     }
 
     #[test]

@@ -15,6 +15,7 @@ const BENCHES: [(&str, &str); 4] = [
         "discovery",
         "from a put to the update beside a bare etcd watch; 10 000 instances: list, change, memory",
     ),
+    ("pick", "every balancing policy at 1 to 10 000 endpoints, beside tower's p2c::Balance over PeakEwma"),
     ("embedded", "start, puts, watchers and leases: etcd-embedded beside a real etcd"),
 ];
 
