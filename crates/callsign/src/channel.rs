@@ -17,6 +17,7 @@ mod options;
 mod pool;
 mod ready;
 mod shared;
+mod state;
 mod view;
 
 use std::{
@@ -33,7 +34,7 @@ use std::{
 
 use callsign_core::{keepalive::KeepAlive, policy::P2cEwma};
 use http::{HeaderValue, Request, Response, uri::Authority};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::{Status, body::Body};
 use tower::{BoxError, discover::Discover};
 use tower_service::Service;
@@ -45,6 +46,7 @@ pub use self::{
 };
 pub use self::{
     options::{ExcludedEndpoint, HashKey, PinnedEndpoint, WaitForReady},
+    state::ChannelState,
     view::{EndpointInfo, EndpointUpdate, Updates},
 };
 pub use crate::endpoint::EndpointState;
@@ -58,6 +60,7 @@ use self::{
 use crate::{
     connection::{self, Transport, Waiters},
     instance::{Address, Instance},
+    metrics::ChannelMeters,
 };
 
 /// A balanced, self-healing channel over the endpoints that a `Discover` names
@@ -106,6 +109,11 @@ impl Channel {
     /// The changes of endpoints' states, beginning with what they are now
     pub fn updates(&self) -> Updates {
         Updates::new(&self.inner.shared)
+    }
+
+    /// Where the channel stands as a whole, now and from now on; ends with [`ChannelState::Shutdown`]
+    pub fn state(&self) -> watch::Receiver<ChannelState> {
+        self.inner.shared.state()
     }
 
     /// Waits until an endpoint is ready
@@ -232,10 +240,18 @@ impl Settings {
             keep_alive: KeepAlive::default(),
             waiters: Arc::clone(&waiters),
         };
-        let shared = Shared::new(self.service, self.balancer, self.pick_timeout, self.missing_list, waiters);
-        let shared = Arc::new(shared);
+        let meters = Arc::new(ChannelMeters::new(&self.service));
+        let config = EndpointConfig { connection, authority, meters: Arc::clone(&meters) };
+        let shared = Arc::new(Shared::new(
+            self.service,
+            self.balancer,
+            self.pick_timeout,
+            self.missing_list,
+            waiters,
+            meters,
+        ));
         let (used, unused) = oneshot::channel();
-        let members = Members::new(EndpointConfig { connection, authority }, self.hold_window);
+        let members = Members::new(config, self.hold_window);
         let pool = Pool::new(discover, members, Arc::clone(&shared));
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })

@@ -10,10 +10,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tonic::Code;
+use tracing::Span;
 
 use crate::{
     connection::{self, Closed, Sender},
     instance::Address,
+    metrics::{EndpointMeters, code_name},
 };
 
 /// Where an endpoint stands
@@ -56,13 +58,21 @@ pub(crate) struct Endpoint {
     /// `:authority` of its calls.
     pub(crate) authority: Authority,
     pub(crate) load: Arc<Load>,
+    pub(crate) meters: EndpointMeters,
 }
 
 impl Endpoint {
     /// Counts a call as in flight until the guard is dropped
     pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> InFlight {
         self.load.start(now);
-        InFlight { endpoint: Arc::clone(self), started: now, waiting: true }
+        self.meters.picked();
+        InFlight {
+            endpoint: Arc::clone(self),
+            started: now,
+            waiting: true,
+            code: Some(Code::Cancelled),
+            span: Span::none(),
+        }
     }
 }
 
@@ -75,6 +85,10 @@ pub(crate) struct InFlight {
     started: std::time::Instant,
     /// Whether the response has yet to begin.
     waiting: bool,
+    /// What it is told to have ended with if it is dropped now; `None`: nothing is told.
+    code: Option<Code>,
+    /// The call's, which is told the same.
+    span: Span,
 }
 
 impl InFlight {
@@ -83,17 +97,27 @@ impl InFlight {
         &self.endpoint
     }
 
+    /// Has the call's span say where it was sent, and in the end what it ended with
+    pub(crate) fn trace(&mut self, span: &Span) {
+        if !span.is_disabled() {
+            span.record("endpoint", tracing::field::display(&self.endpoint.address));
+            self.span = span.clone();
+        }
+    }
+
     /// The response has begun; `code` if it has ended with that
     pub(crate) fn answered(&mut self, code: Option<Code>) {
         self.waiting = false;
         let now = Instant::now().into_std();
-        // Who fails at once is not fast.
         let latency = now.saturating_duration_since(self.started);
+        self.endpoint.meters.answered(latency);
+        // Who fails at once is not fast.
         self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
     }
 
     /// The call has ended with `code`
-    pub(crate) fn ended(self, code: Code) {
+    pub(crate) fn ended(mut self, code: Code) {
+        self.code = Some(code);
         let load = &self.endpoint.load;
         if blames(code) {
             load.failed(Instant::now().into_std());
@@ -104,7 +128,7 @@ impl InFlight {
 
     /// The endpoint has not taken the call
     pub(crate) fn untaken(mut self) {
-        self.waiting = false;
+        (self.waiting, self.code) = (false, None);
         self.endpoint.load.untaken();
     }
 }
@@ -117,6 +141,17 @@ impl Drop for InFlight {
             load.given_up(now.saturating_duration_since(self.started), now);
         }
         load.finish();
+        if let Some(code) = self.code {
+            self.endpoint.meters.ended(code);
+            record_code(&self.span, code);
+        }
+    }
+}
+
+/// Has a call's span say what it ended with
+pub(crate) fn record_code(span: &Span, code: Code) {
+    if !span.is_disabled() {
+        span.record("code", code_name(code));
     }
 }
 

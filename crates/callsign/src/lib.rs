@@ -35,6 +35,7 @@
 //! | [`discover`] | where endpoints come from: etcd, a fixed list, anything of yours |
 //! | [`policy`] | which endpoint takes a call |
 //! | [`instance`] | [`Instance`], its [`Address`] and [`Metadata`], and how it is written in etcd |
+//! | [`metrics`] | what is counted, by name |
 //! | `tls` | `Tls`: whom to trust, who we are (feature `tls`) |
 //!
 //! # Features
@@ -51,6 +52,7 @@ pub mod discover;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod instance;
+pub mod metrics;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub use callsign_core::policy;
@@ -68,8 +70,8 @@ mod fuzz;
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
-    Channel, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, ExcludedEndpoint, HashKey,
-    PinnedEndpoint, Updates, WaitForReady,
+    Channel, ChannelState, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, ExcludedEndpoint,
+    HashKey, PinnedEndpoint, Updates, WaitForReady,
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{

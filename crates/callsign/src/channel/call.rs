@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, r
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body};
+use tracing::{Span, field::Empty};
 
 use super::{
     CallOptions, EndpointAddress, Inner,
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     connection::{Incoming, SendError},
     deadline::far,
-    endpoint::{Endpoint, InFlight},
+    endpoint::{Endpoint, InFlight, record_code},
     error,
     replay::Outgoing,
 };
@@ -32,13 +33,21 @@ use crate::{
 /// Sends `request` to whichever endpoint takes it, and sends it again where that is safe
 pub(super) async fn call(channel: Arc<Inner>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let Inner { shared, options, .. } = &*channel;
+    let span = tracing::debug_span!(
+        target: TARGET,
+        "call",
+        service = shared.service(),
+        method = request.uri().path(),
+        endpoint = Empty,
+        code = Empty
+    );
     let told = grpc_timeout(request.headers());
     let timeout = told.into_iter().chain(options.timeout(request.uri().path())).min();
-    let Some(timeout) = timeout else { return Call::new(request, None, options).run(shared).await };
+    let Some(timeout) = timeout else { return Call::new(request, None, options, shared, span).run().await };
     let now = Instant::now();
     let told = told.map(|timeout| Told { timeout, deadline: far(now, timeout) });
-    let mut call = Call::new(request, told, options);
-    match timeout_at(far(now, timeout), call.run(shared)).await {
+    let mut call = Call::new(request, told, options, shared, span);
+    match timeout_at(far(now, timeout), call.run()).await {
         Ok(result) => result,
         Err(_) => {
             let sent_to = call.in_flight.as_ref().map(|call| &**call.endpoint());
@@ -48,6 +57,9 @@ pub(super) async fn call(channel: Arc<Inner>, request: Request<Body>) -> Result<
         }
     }
 }
+
+/// What spans of calls, and the events in them, are filtered by.
+const TARGET: &str = "callsign::call";
 
 /// The caller's own deadline: covers the body, too, and is told to the server
 #[derive(Clone, Copy)]
@@ -60,50 +72,86 @@ struct Told {
 /// Time a call may have waited without the server being told: less than it takes to get there.
 const UNTOLD: Duration = Duration::from_millis(1);
 
-struct Call {
+struct Call<'a> {
+    shared: &'a Shared,
     outgoing: Outgoing,
     options: Options,
     told: Option<Told>,
+    span: Span,
     /// While the request is sent.
     in_flight: Option<InFlight>,
+    /// Whether it is over, or a response body sees to the rest.
+    settled: bool,
 }
 
-impl Call {
-    fn new(mut request: Request<Body>, told: Option<Told>, options: &CallOptions) -> Self {
+impl<'a> Call<'a> {
+    fn new(
+        mut request: Request<Body>,
+        told: Option<Told>,
+        options: &CallOptions,
+        shared: &'a Shared,
+        span: Span,
+    ) -> Self {
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
         let options = Options::take(request.extensions_mut());
-        Self { outgoing: Outgoing::new(request), options, told, in_flight: None }
+        let outgoing = Outgoing::new(request);
+        Self { shared, outgoing, options, told, span, in_flight: None, settled: false }
     }
 
-    async fn run(&mut self, shared: &Shared) -> Result<Response<Body>, Status> {
+    async fn run(&mut self) -> Result<Response<Body>, Status> {
+        let result = self.send().await;
+        if let Err(status) = &result {
+            self.end(status.code());
+        }
+        result
+    }
+
+    async fn send(&mut self) -> Result<Response<Body>, Status> {
         let mut avoid = None;
         let mut refused = false;
         loop {
             let headers = RequestHeaders(self.outgoing.headers());
             let asked = Asked { options: &self.options, headers, avoid };
-            let Picked { in_flight, stream } = shared.pick(asked).await?;
+            let Picked { mut in_flight, stream } = self.shared.pick(asked).await?;
+            in_flight.trace(&self.span);
             let endpoint = Arc::clone(self.in_flight.insert(in_flight).endpoint());
             avoid = Some(endpoint.number);
-            self.address_to(&endpoint)?;
+            if let Err(status) = self.address_to(&endpoint) {
+                // The caller's fault, and nothing was sent.
+                self.take_back();
+                return Err(status);
+            }
             match stream.send(&mut self.outgoing).await {
                 Ok(response) => return Ok(self.respond(response)),
                 Err(SendError::NotSent) => {}
                 // The server's library refused it, unseen by the application: once more (gRFC A6).
                 Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => refused = true,
-                Err(SendError::Refused(status) | SendError::Failed(status)) => {
-                    self.end(status.code());
-                    return Err(status);
-                }
+                Err(SendError::Refused(status) | SendError::Failed(status)) => return Err(status),
             }
-            self.in_flight.take().map(InFlight::untaken);
-            tracing::debug!(endpoint = %endpoint.address, refused, "call not taken, sent again");
+            self.take_back();
+            self.shared.meters().replayed(refused);
+            tracing::debug!(target: TARGET, parent: &self.span, endpoint = %endpoint.address, refused, "call not taken, sent again");
+        }
+    }
+
+    /// The call was not taken where it was sent
+    fn take_back(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.untaken();
         }
     }
 
     /// The call has ended with `code`, wherever it was sent
     fn end(&mut self, code: Code) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.ended(code);
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        match self.in_flight.take() {
+            Some(in_flight) => in_flight.ended(code),
+            None => {
+                self.shared.meters().untaken(code);
+                record_code(&self.span, code);
+            }
         }
     }
 
@@ -127,6 +175,7 @@ impl Call {
     fn respond(&mut self, response: Response<Incoming>) -> Response<Body> {
         let (mut parts, incoming) = response.into_parts();
         let mut in_flight = self.in_flight.take();
+        self.settled = true;
         let code = code_in(&parts.headers);
         if let Some(in_flight) = &mut in_flight {
             in_flight.answered(code);
@@ -135,6 +184,15 @@ impl Call {
         let deadline = self.told.map(|told| told.deadline);
         let body = ResponseBody { incoming, in_flight, code, deadline, timer: None };
         Response::from_parts(parts, Body::new(body))
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        // Given up by its caller. If it is in flight, that says so by its own drop.
+        if self.in_flight.is_none() {
+            self.end(Code::Cancelled);
+        }
     }
 }
 

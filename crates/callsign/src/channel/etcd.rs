@@ -9,11 +9,12 @@ use std::{
 };
 
 use http::{Request, Response};
+use tokio::sync::watch;
 use tonic::{Status, body::Body};
 use tower_service::Service;
 
 use super::{
-    Channel, EndpointInfo, Settings, SettingsError, Updates, call_settings,
+    Channel, ChannelState, EndpointInfo, Settings, SettingsError, Updates, call_settings,
     target::{Target, TargetError, redacted},
 };
 use crate::{
@@ -102,6 +103,11 @@ impl EtcdChannel {
     /// The changes of endpoints' states, beginning with what they are now
     pub fn updates(&self) -> Updates {
         self.channel.updates()
+    }
+
+    /// Where the channel stands as a whole, now and from now on; ends with [`ChannelState::Shutdown`]
+    pub fn state(&self) -> watch::Receiver<ChannelState> {
+        self.channel.state()
     }
 
     /// Waits until an endpoint is ready; of use after [`connect_lazy`](Self::connect_lazy)

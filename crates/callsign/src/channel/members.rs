@@ -14,11 +14,12 @@ use callsign_core::{
 use http::uri::Authority;
 use tokio::sync::mpsc;
 
-use super::shared::{Book, Entry, Standing};
+use super::shared::{Book, Standing};
 use crate::{
     connection,
     endpoint::{self, Endpoint, Event, Handle},
     instance::{Address, Instance},
+    metrics::ChannelMeters,
 };
 
 /// What endpoints are made with
@@ -27,6 +28,7 @@ pub(super) struct EndpointConfig {
     pub(super) connection: connection::Config,
     /// Instead of each endpoint's address.
     pub(super) authority: Option<Authority>,
+    pub(super) meters: Arc<ChannelMeters>,
 }
 
 /// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
@@ -106,8 +108,9 @@ impl<K: Hash + Eq> Members<K> {
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
-        let endpoint = Arc::new(Endpoint { number, address, authority, load });
-        book.entries.insert(number, Entry::new(Arc::clone(&endpoint), instance.metadata.clone()));
+        let meters = self.config.meters.endpoint(&address);
+        let endpoint = Arc::new(Endpoint { number, address, authority, load, meters });
+        book.add(Arc::clone(&endpoint), instance.metadata.clone());
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
         self.listed.insert(key, Member { number, instance, handle });

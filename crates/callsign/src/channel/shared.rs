@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::{
-    sync::broadcast,
+    sync::{broadcast, watch},
     time::{Instant, timeout_at},
 };
 use tonic::Status;
@@ -19,6 +19,7 @@ use tonic::Status;
 use super::{
     options::{Asked, Options},
     ready::{Balancer, Picked, Ready, Target, Unpicked},
+    state::{ChannelState, Standpoint, Tally},
     view::{EndpointInfo, EndpointUpdate},
 };
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     endpoint::{Endpoint, EndpointState, Event},
     error,
     instance::{Address, Metadata},
+    metrics::ChannelMeters,
 };
 
 /// Everything of a channel but its owner
@@ -41,19 +43,21 @@ pub(super) struct Shared {
     /// Every endpoint with its state: for the pool, for messages and for those who look on.
     book: Mutex<Book>,
     updates: broadcast::Sender<EndpointUpdate>,
+    state: watch::Sender<ChannelState>,
+    meters: Arc<ChannelMeters>,
     waiters: Arc<Waiters>,
     /// The pool is gone: no endpoint will ever be ready again.
     ended: AtomicBool,
 }
 
 /// Every endpoint of the channel, and what is to be told of them
-#[derive(Default)]
 pub(super) struct Book {
     /// By number.
     pub(super) entries: BTreeMap<u64, Entry>,
     untold: Vec<EndpointUpdate>,
     /// Something has changed of an endpoint that calls use, or used: what is published is out of date.
     stale: bool,
+    tally: Tally,
 }
 
 pub(super) struct Entry {
@@ -66,6 +70,8 @@ pub(super) struct Entry {
     /// While the task says that it is ready.
     sender: Option<Sender>,
     cause: Option<Arc<str>>,
+    /// Whether the last attempt to connect that has ended has failed.
+    failing: bool,
 }
 
 /// What discovery says of an endpoint, and what the channel makes of that
@@ -79,14 +85,32 @@ pub(super) enum Standing {
 }
 
 impl Book {
+    fn new(tally: Tally) -> Self {
+        Self { entries: BTreeMap::new(), untold: Vec::new(), stale: false, tally }
+    }
+
+    /// A new endpoint, which discovery lists
+    pub(super) fn add(&mut self, endpoint: Arc<Endpoint>, metadata: Metadata) {
+        let entry = Entry::new(Arc::clone(&endpoint), metadata);
+        self.tally.change(None, Some(entry.standpoint()));
+        self.entries.insert(endpoint.number, entry);
+    }
+
     pub(super) fn on_event(&mut self, event: Event) {
         self.change(event.endpoint, |entry| {
             entry.state = event.state;
             entry.sender = event.sender;
             entry.cause = event.cause.or_else(|| entry.cause.take());
+            match event.state {
+                EndpointState::Backoff => entry.failing = true,
+                EndpointState::Ready => entry.failing = false,
+                _ => {}
+            }
         });
-        if event.state == EndpointState::Gone {
-            self.entries.remove(&event.endpoint);
+        if event.state == EndpointState::Gone
+            && let Some(gone) = self.entries.remove(&event.endpoint)
+        {
+            self.tally.change(Some(gone.standpoint()), None);
         }
     }
 
@@ -117,8 +141,9 @@ impl Book {
     /// Changes an entry; what others see of that will be told
     fn change(&mut self, endpoint: u64, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.entries.get_mut(&endpoint) else { return };
-        let (before, was_used) = (entry.update(), entry.in_use().is_some());
+        let (before, was_used, stood) = (entry.update(), entry.in_use().is_some(), entry.standpoint());
         change(entry);
+        self.tally.change(Some(stood), Some(entry.standpoint()));
         self.stale |= was_used || entry.in_use().is_some();
         let update = entry.update();
         if update == before {
@@ -131,9 +156,13 @@ impl Book {
 }
 
 impl Entry {
-    pub(super) fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
+    fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
-        Self { endpoint, metadata, standing, state, sender: None, cause: None }
+        Self { endpoint, metadata, standing, state, sender: None, cause: None, failing: false }
+    }
+
+    fn standpoint(&self) -> Standpoint {
+        Standpoint { state: self.state(), held: self.is_held(), failing: self.failing }
     }
 
     fn target(&self) -> Option<Target> {
@@ -202,15 +231,19 @@ impl Shared {
         pick_timeout: Duration,
         missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
         waiters: Arc<Waiters>,
+        meters: Arc<ChannelMeters>,
     ) -> Self {
+        let tally = Tally::new(&meters);
         Self {
             service,
             balancer,
             pick_timeout,
             missing_list,
             ready: ArcSwap::from_pointee(Ready::empty()),
-            book: Mutex::default(),
+            state: watch::Sender::new(tally.state()),
+            book: Mutex::new(Book::new(tally)),
             updates: broadcast::Sender::new(UPDATES),
+            meters,
             waiters,
             ended: AtomicBool::new(false),
         }
@@ -218,6 +251,15 @@ impl Shared {
 
     pub(super) fn service(&self) -> &str {
         &self.service
+    }
+
+    pub(super) fn meters(&self) -> &ChannelMeters {
+        &self.meters
+    }
+
+    /// Where the channel stands, now and from now on
+    pub(super) fn state(&self) -> watch::Receiver<ChannelState> {
+        self.state.subscribe()
     }
 
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
@@ -233,6 +275,7 @@ impl Shared {
             self.ready.store(Arc::new(book.ready(&self.balancer)));
             self.waiters.wake_all();
         }
+        self.show(book.tally.state());
         for update in std::mem::take(&mut book.untold) {
             // Nobody listens: fine.
             let _ = self.updates.send(update);
@@ -244,6 +287,12 @@ impl Shared {
         self.ended.store(true, Ordering::SeqCst);
         self.ready.store(Arc::new(Ready::empty()));
         self.waiters.wake_all();
+        self.show(ChannelState::Shutdown);
+    }
+
+    /// Only the pool says where the channel stands
+    fn show(&self, state: ChannelState) {
+        self.state.send_if_modified(|shown| std::mem::replace(shown, state) != state);
     }
 
     /// The present state of each endpoint, and all changes from then on
@@ -270,6 +319,7 @@ impl Shared {
 
     async fn wait_and_pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
         let place = self.waiters.enter(MOST_WAITING).ok_or_else(|| error::too_many_waiting(&self.service))?;
+        let _waiting = self.meters.wait();
         let mut give_up = None;
         loop {
             // Asked for before looking: what happens from here on is not missed.
@@ -332,6 +382,7 @@ impl Shared {
     }
 
     /// Why no endpoint is ready, for people
+    #[cfg(feature = "etcd")]
     pub(super) fn why_unready(&self) -> String {
         self.why_none(None)
     }

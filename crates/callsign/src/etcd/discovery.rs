@@ -26,6 +26,7 @@ use super::{
     lane::Lane,
     list::Keys,
 };
+use crate::metrics::{self, Share};
 
 /// The instances of `service`
 pub(super) fn source(service: &ServiceName, lane: &Lane) -> Source<InstanceSet> {
@@ -42,16 +43,19 @@ struct Discovery {
     feed: Arc<Feed<InstanceSet>>,
     coalesce: Coalesce,
     warned: Warned,
+    known: Share,
 }
 
 impl Discovery {
     fn new(service: &ServiceName, feed: Arc<Feed<InstanceSet>>) -> Self {
+        let name = service.to_string();
         Self {
-            name: service.to_string(),
             prefix: service.prefix(),
             feed,
             coalesce: Coalesce::default(),
-            warned: Warned::default(),
+            warned: Warned::new(metrics::skipped_keys(&name)),
+            known: metrics::instances(&name),
+            name,
         }
     }
 }
@@ -77,6 +81,7 @@ impl Sink for Discovery {
         // The list is newer than any change that still waits.
         self.coalesce.clear();
         self.feed.replace(|view| view.replace(set));
+        self.known.set(self.entries());
     }
 
     fn on_put(&mut self, pair: &KeyValue) {
@@ -112,5 +117,6 @@ impl Sink for Discovery {
         }
         tracing::debug!(service = self.name, changes = changes.len(), "publishing");
         self.feed.apply(|view| view.apply(changes));
+        self.known.set(self.entries());
     }
 }

@@ -21,6 +21,7 @@ use super::{
     watching::Watch,
     witness::Witness,
 };
+use crate::metrics::DiscoveryMeters;
 
 /// Where a discovery stands, or the watch of a value; what was last known stays in use in every state
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +125,7 @@ struct Follow<S> {
     relist_at: Instant,
     /// What a resumed watch is believed by
     witness: Option<Witness>,
+    meters: DiscoveryMeters,
 }
 
 enum Phase {
@@ -137,8 +139,9 @@ enum Phase {
 
 impl<S: Sink> Follow<S> {
     fn new(lane: Lane, keys: Keys, sink: S, is_listed: bool, state: watch::Sender<DiscoveryState>) -> Self {
-        let (pace, relist_at) = (Pace::new(), Instant::now());
-        Self { lane, keys, sink, is_listed, state, pace, compactions: Pace::new(), relist_at, witness: None }
+        let meters = DiscoveryMeters::new(sink.name());
+        let (pace, compactions, relist_at) = (Pace::new(), Pace::new(), Instant::now());
+        Self { lane, keys, sink, is_listed, state, pace, compactions, relist_at, witness: None, meters }
     }
 
     async fn run(mut self) -> Infallible {
@@ -162,6 +165,7 @@ impl<S: Sink> Follow<S> {
         match listed.await {
             Ok(revision) => {
                 self.sink.on_list(listing);
+                self.meters.on_listed();
                 tracing::debug!(name = self.sink.name(), revision, entries = self.sink.entries(), "listed");
                 self.is_listed = true;
                 self.witness = witness;
@@ -201,6 +205,9 @@ impl<S: Sink> Follow<S> {
                 "what was learned last has changed: listing again"
             );
             return Ok(Phase::Listing);
+        }
+        if !fresh {
+            self.meters.on_resumed();
         }
         self.report(DiscoveryState::Watching { revision: next - 1 });
         Ok(Phase::Watching { next, watch: Box::new(watch) })

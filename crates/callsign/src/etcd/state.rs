@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::request::RequestError;
-use crate::instance::Address;
+use crate::{instance::Address, metrics::SessionMeters};
 
 /// Where a session stands, as its last request or stream has found it
 ///
@@ -49,6 +49,7 @@ struct Found {
     hosts: SessionState,
     /// What etcd said, if the last login was refused
     refused: Option<String>,
+    meters: SessionMeters,
 }
 
 impl Found {
@@ -65,8 +66,11 @@ impl Found {
 
 impl Report {
     pub(super) fn new() -> Self {
-        let found = Found { hosts: SessionState::Connecting, refused: None };
-        Self { found: Mutex::new(found), state: watch::Sender::new(SessionState::Connecting) }
+        let state = SessionState::Connecting;
+        let mut meters = SessionMeters::new();
+        meters.on_state(&state);
+        let found = Found { hosts: state.clone(), refused: None, meters };
+        Self { found: Mutex::new(found), state: watch::Sender::new(state) }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<SessionState> {
@@ -92,6 +96,7 @@ impl Report {
     pub(super) fn on_refused(&self, cause: &str) {
         self.change(None, |found| {
             found.refused = Some(cause.to_owned());
+            found.meters.on_refused();
             // Who refuses has answered.
             if matches!(found.hosts, SessionState::Disconnected { .. }) {
                 found.hosts = SessionState::Connecting;
@@ -116,6 +121,7 @@ impl Report {
         let former = self.state.borrow().clone();
         log(&former, &state, last);
         if state != former {
+            found.meters.on_change(&former, &state);
             self.state.send_replace(state);
         }
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use etcd_client::KeyValue;
+use metrics::Counter;
 use tokio::time::Instant;
 
 use super::set::MAX_INSTANCES;
@@ -22,10 +23,11 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// Which keys were warned of
 ///
 /// Keys are kept as hashes, whose number is bounded: garbage in etcd must not become garbage here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Warned {
     keys: HashMap<u64, Warning>,
     hasher: RandomState,
+    skipped: Counter,
 }
 
 #[derive(Debug)]
@@ -42,8 +44,13 @@ impl Warning {
 }
 
 impl Warned {
+    pub(super) fn new(skipped: Counter) -> Self {
+        Self { keys: HashMap::new(), hasher: RandomState::new(), skipped }
+    }
+
     pub(super) fn warn(&mut self, key: &[u8], garbage: &Garbage) {
         if self.is_news(key) {
+            self.skipped.increment(1);
             tracing::warn!(key = %Shown(key), reason = %garbage, "skipping a key that is no instance");
         }
     }
@@ -116,7 +123,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_key_is_warned_of_once_until_it_is_gone() {
-        let mut warned = Warned::default();
+        let mut warned = Warned::new(Counter::noop());
         warned.warn(b"a/1", &Garbage::NotText);
         assert!(!warned.is_news(b"a/1") && warned.is_news(b"a/2"));
         warned.forget(b"a/1");
@@ -126,7 +133,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_key_that_comes_and_goes_is_warned_of_once_a_minute() {
-        let mut warned = Warned::default();
+        let mut warned = Warned::new(Counter::noop());
         let mut warnings = 0;
         for _ in 0..300 {
             warnings += u32::from(warned.is_news(b"a/1"));
@@ -144,7 +151,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_list_warns_of_what_is_new_and_forgets_what_is_not_in_it() {
-        let mut warned = Warned::default();
+        let mut warned = Warned::new(Counter::noop());
         let mut reading = Reading::default();
         for key in [b"a/1", b"a/2"] {
             reading.on_garbage(key, &Garbage::NotText, &mut warned);

@@ -157,6 +157,9 @@ impl Machine {
             }
         };
         self.asking = None;
+        if answer.is_ok() {
+            self.report.on_granted();
+        }
         answer
     }
 

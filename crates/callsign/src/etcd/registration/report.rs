@@ -1,6 +1,9 @@
 //! What a registration shows and logs
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use tokio::sync::watch;
 
@@ -9,7 +12,7 @@ use super::{
     lease::Lease,
     wish::{Fulfilled, Wish},
 };
-use crate::etcd::request::RequestError;
+use crate::{etcd::request::RequestError, metrics::RegistrationMeters};
 
 /// The visible state; logs its changes, once each
 #[derive(Debug)]
@@ -19,6 +22,7 @@ pub(super) struct Report {
     progress: watch::Sender<Progress>,
     /// Whether it ever was in etcd
     was_registered: AtomicBool,
+    meters: Mutex<RegistrationMeters>,
 }
 
 /// What those need to know, beside the state, who wait for a wish
@@ -31,7 +35,10 @@ pub(super) struct Progress {
 
 impl Report {
     pub(super) fn new(key: String, state: watch::Sender<RegistrationState>) -> Self {
-        Self { key, state, progress: watch::Sender::default(), was_registered: AtomicBool::new(false) }
+        let mut meters = RegistrationMeters::new(&key);
+        meters.on_state(&state.borrow());
+        let (progress, was_registered) = (watch::Sender::default(), AtomicBool::new(false));
+        Self { key, state, progress, was_registered, meters: Mutex::new(meters) }
     }
 
     pub(super) fn state(&self) -> watch::Receiver<RegistrationState> {
@@ -44,6 +51,11 @@ impl Report {
 
     pub(super) fn key(&self) -> &str {
         &self.key
+    }
+
+    /// etcd has granted a lease
+    pub(super) fn on_granted(&self) {
+        self.meters().on_granted();
     }
 
     pub(super) fn on_registered(&self, lease: Lease) {
@@ -106,6 +118,7 @@ impl Report {
             return;
         }
         if self.set(RegistrationState::Lost { cause }) {
+            self.meters().on_lost(cause);
             match cause {
                 LossCause::Overwritten => {
                     tracing::warn!(key = %self.key, "another instance with this id has registered; giving way to it");
@@ -155,8 +168,13 @@ impl Report {
     fn set(&self, state: RegistrationState) -> bool {
         self.state.send_if_modified(|current| {
             let changes = *current != state;
+            self.meters().on_state(&state);
             *current = state;
             changes
         })
+    }
+
+    fn meters(&self) -> MutexGuard<'_, RegistrationMeters> {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,339 @@
+//! What is counted and measured: the right numbers, every row of the table, and nothing else
+//!
+//! Each test has a recorder of its own, for its own thread, in which everything runs.
+
+#![cfg(unix)]
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use callsign::{
+    Address, Channel, Etcd, EtcdOptions, Instance, Registration, discover,
+    discover::EtcdDiscover,
+    metrics::{Kind, Metric, TABLE},
+};
+use callsign_tests::{
+    echo::{Chunk, echo_client::EchoClient},
+    peers::Peer,
+    proxy::Proxy,
+    registry,
+    scripted::Scripted,
+    view::View,
+    wait,
+};
+use metrics_util::{
+    MetricKind,
+    debugging::{DebugValue, DebuggingRecorder, Snapshotter},
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Request};
+use tower::discover::Change;
+
+const BOUND: Duration = Duration::from_secs(20);
+const SERVICE: &str = "hello.rpc";
+
+/// Everything that was recorded
+struct Recorded {
+    snapshotter: Snapshotter,
+    series: Mutex<BTreeMap<(String, Labels), Series>>,
+}
+
+type Labels = BTreeMap<String, String>;
+
+/// What was recorded of one series
+#[derive(Clone, Default)]
+struct Series {
+    kind: Option<MetricKind>,
+    is_described: bool,
+    /// The sum of a counter or gauge, the number of samples of a histogram
+    value: f64,
+    /// The highest that a look has found
+    most: f64,
+    samples: Vec<f64>,
+}
+
+impl Recorded {
+    /// What there is by now
+    ///
+    /// A snapshot takes the values away: what is added up here is what was added since the last one.
+    fn look(&self) -> BTreeMap<(String, Labels), Series> {
+        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, unit, description, value) in self.snapshotter.snapshot().into_vec() {
+            let (kind, key) = key.into_parts();
+            let label = |label: &metrics::Label| (label.key().to_owned(), label.value().to_owned());
+            let series = all.entry((key.name().to_owned(), key.labels().map(label).collect())).or_default();
+            series.kind = Some(kind);
+            series.is_described = unit.is_some() && description.is_some();
+            match value {
+                DebugValue::Counter(more) => series.value += more as f64,
+                DebugValue::Gauge(more) => series.value += more.into_inner(),
+                DebugValue::Histogram(more) => {
+                    series.value += more.len() as f64;
+                    series.samples.extend(more.into_iter().map(f64::from));
+                }
+            }
+            series.most = series.most.max(series.value);
+        }
+        all.clone()
+    }
+
+    /// The sum of all series of a metric that have these labels
+    fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        assert!(TABLE.iter().any(|metric| metric.name == name), "no such metric: {name}");
+        let all = self.look();
+        let has = |of: &Labels| {
+            labels.iter().all(|(label, value)| of.get(*label).is_some_and(|known| known == value))
+        };
+        all.iter().filter(|((of, all), _)| of == name && has(all)).map(|(_, series)| series.value).sum()
+    }
+
+    async fn until(&self, name: &str, labels: &[(&str, &str)], expected: f64) {
+        let what = format!("{name} {labels:?} is {expected}");
+        wait::until(&what, BOUND, || (self.value(name, labels) == expected).then_some(())).await;
+    }
+
+    /// Waits until nothing is left of what is there now and then
+    async fn until_gauges_are_zero(&self) {
+        let is_left = |series: &Series| series.kind == Some(MetricKind::Gauge) && series.value != 0.0;
+        wait::until("all gauges are back to zero", BOUND, || {
+            (!self.look().values().any(is_left)).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Runs a scenario in this thread, with a recorder of its own
+fn record(scenario: impl AsyncFnOnce(&Recorded)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let recorder = DebuggingRecorder::new();
+    let recorded = Recorded { snapshotter: recorder.snapshotter(), series: Mutex::default() };
+    metrics::with_local_recorder(&recorder, || runtime.block_on(scenario(&recorded)));
+}
+
+fn channel(addresses: impl IntoIterator<Item = Address>) -> Channel {
+    let addresses: Vec<_> = addresses.into_iter().collect();
+    Channel::builder(discover::fixed(addresses)).name(SERVICE).build().unwrap()
+}
+
+fn resting() -> Request<Chunk> {
+    Request::new(Chunk::default())
+}
+
+/// A server that refuses its first call, answers the next two, and no more
+async fn fickle() -> Scripted {
+    Scripted::start(|_, peer| async move {
+        peer.settings(None).await;
+        for nth in 0..3 {
+            let stream = peer.headers(nth).await;
+            peer.end(stream).await;
+            match nth {
+                0 => peer.refuse(stream).await,
+                _ => peer.respond(stream).await,
+            }
+        }
+        peer.closed().await;
+    })
+    .await
+}
+
+async fn calls_and_replays(recorded: &Recorded) {
+    let server = fickle().await;
+    let (address, service) = (server.address().to_string(), ("service", SERVICE));
+    let here = [service, ("endpoint", &address)];
+    let with = |code: &'static str| [here[0], here[1], ("code", code)];
+    let mut client = EchoClient::new(channel([server.address()]));
+    for _ in 0..2 {
+        client.unary(resting()).await.unwrap();
+    }
+    assert_eq!(recorded.value("callsign_calls_total", &with("OK")), 2.0);
+    assert_eq!(recorded.value("callsign_picks_total", &here), 3.0);
+    assert_eq!(recorded.value("callsign_replays_total", &[service, ("reason", "refused")]), 1.0);
+    assert_eq!(recorded.value("callsign_call_latency_seconds", &here), 2.0);
+
+    let mut late = resting();
+    late.set_timeout(Duration::from_millis(50));
+    assert_eq!(client.unary(late).await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(recorded.value("callsign_calls_total", &with("DEADLINE_EXCEEDED")), 1.0);
+
+    let mut dropped = Box::pin(client.unary(resting()));
+    wait::assert_waits("a call that nobody answers", &mut dropped);
+    drop(dropped);
+    assert_eq!(recorded.value("callsign_calls_total", &with("CANCELLED")), 1.0);
+    assert_eq!(recorded.value("callsign_calls_total", &[service]), 4.0, "each has ended once");
+    assert_eq!(recorded.value("callsign_replays_total", &[service]), 1.0);
+    assert_eq!(recorded.value("callsign_call_latency_seconds", &here), 2.0, "no headers, no latency");
+    let all = recorded.look();
+    let samples = all.iter().filter(|((name, _), _)| name == "callsign_call_latency_seconds");
+    let mut samples = samples.flat_map(|(_, series)| &series.samples);
+    assert!(samples.all(|seconds| *seconds > 0.0 && *seconds < BOUND.as_secs_f64()));
+}
+
+async fn calls_that_wait(recorded: &Recorded) {
+    let peer = Peer::deaf();
+    let mut client = EchoClient::new(channel([peer.address()]));
+    let nowhere = |code| [("service", SERVICE), ("endpoint", "none"), ("code", code)];
+    let before = recorded.value("callsign_calls_total", &[]);
+    let mut waiting = Box::pin(client.unary(resting()));
+    wait::assert_waits("a call without an endpoint", &mut waiting);
+    assert_eq!(recorded.value("callsign_waiting_calls", &[("service", SERVICE)]), 1.0);
+    assert_eq!(waiting.await.unwrap_err().code(), Code::Unavailable, "after the pick timeout");
+    assert_eq!(recorded.value("callsign_waiting_calls", &[("service", SERVICE)]), 0.0);
+    assert_eq!(recorded.value("callsign_calls_total", &nowhere("UNAVAILABLE")), 1.0);
+
+    let mut dropped = Box::pin(client.unary(resting()));
+    wait::assert_waits("a call without an endpoint", &mut dropped);
+    drop(dropped);
+    assert_eq!(recorded.value("callsign_waiting_calls", &[("service", SERVICE)]), 0.0);
+    assert_eq!(recorded.value("callsign_calls_total", &nowhere("CANCELLED")), 1.0);
+    assert_eq!(recorded.value("callsign_calls_total", &[]), before + 2.0);
+}
+
+async fn endpoints_by_state(recorded: &Recorded) {
+    let silent = Scripted::start(|_, peer| async move {
+        peer.settings(None).await;
+        peer.closed().await;
+    });
+    let (server, deaf) = (silent.await, Peer::deaf());
+    let (changes, discover) = mpsc::unbounded_channel();
+    let tell = |change| changes.send(Ok::<_, Infallible>(change)).expect("the channel lives");
+    let discover = UnboundedReceiverStream::new(discover);
+    let channel = Channel::builder(discover).name(SERVICE).hold_window(BOUND).build().unwrap();
+    let endpoints = |state| ("callsign_endpoints", [("service", SERVICE), ("state", state)]);
+    let until = async |state, count| {
+        let (name, labels) = endpoints(state);
+        recorded.until(name, &labels, count).await;
+    };
+    for address in [server.address(), deaf.address()] {
+        tell(Change::Insert(address.clone(), Instance::from(address)));
+    }
+    until("ready", 1.0).await;
+    until("backoff", 1.0).await;
+    tell(Change::Remove(deaf.address()));
+    until("backoff", 0.0).await;
+    // The last one is gone as well: it is held.
+    tell(Change::Remove(server.address()));
+    recorded.until("callsign_held_endpoints", &[("service", SERVICE)], 1.0).await;
+    until("ready", 1.0).await;
+    drop(channel);
+    recorded.until_gauges_are_zero().await;
+}
+
+async fn discovery_session_and_registration(recorded: &Recorded) {
+    let etcd = registry::etcd().await;
+    let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
+    etcd.put("hello.rpc/garbage", "no address").await;
+    let session = Etcd::connect(EtcdOptions::new(proxies.each_ref().map(Proxy::endpoint))).await.unwrap();
+    assert_eq!(recorded.value("callsign_sessions", &[("state", "connected")]), 1.0);
+    assert_eq!(recorded.value("callsign_sessions", &[]), 1.0);
+
+    let address: Address = "127.0.0.1:9090".parse().unwrap();
+    let registration = Registration::builder(&session, SERVICE, address).register().await.unwrap();
+    let registered = [("service", SERVICE), ("state", "registered")];
+    assert_eq!(recorded.value("callsign_registrations", &registered), 1.0);
+    assert_eq!(recorded.value("callsign_registrations", &[]), 1.0);
+    assert_eq!(recorded.value("callsign_registration_grants_total", &[("service", SERVICE)]), 1.0);
+
+    let name = [("name", SERVICE)];
+    let discover = EtcdDiscover::new(&session, SERVICE).unwrap();
+    let view = View::of(discover);
+    recorded.until("callsign_discovery_instances", &name, 1.0).await;
+    assert_eq!(recorded.value("callsign_discovery_lists_total", &name), 1.0);
+    assert_eq!(recorded.value("callsign_discovery_skipped_keys_total", &name), 1.0);
+    assert_eq!(recorded.value("callsign_discovery_resumes_total", &name), 0.0);
+
+    let used = session.state().borrow().clone();
+    let callsign::SessionState::Connected { host } = used else { panic!("{used:?}") };
+    let used = proxies.iter().find(|proxy| proxy.endpoint() == host.to_string()).unwrap();
+    used.refuse().await;
+    recorded.until("callsign_discovery_resumes_total", &name, 1.0).await;
+    recorded.until("callsign_session_moves_total", &[], 1.0).await;
+
+    etcd.delete(registration.key()).await;
+    let lost = [("service", SERVICE), ("cause", "key_deleted")];
+    recorded.until("callsign_registration_losses_total", &lost, 1.0).await;
+    recorded.until("callsign_registrations", &registered, 1.0).await;
+    assert_eq!(recorded.value("callsign_registrations", &[]), 1.0);
+    registration.deregister().await.unwrap();
+    recorded.until("callsign_discovery_instances", &name, 0.0).await;
+    drop((view, session));
+    recorded.until_gauges_are_zero().await;
+}
+
+async fn refused_logins(recorded: &Recorded) {
+    let etcd = registry::etcd().await;
+    etcd.enable_auth().await;
+    let session = Etcd::connect_lazy(EtcdOptions::new([etcd.endpoint()]).user("root", "wrong")).unwrap();
+    session.services().await.unwrap_err();
+    assert_eq!(recorded.value("callsign_session_logins_refused_total", &[]), 1.0);
+    assert_eq!(recorded.value("callsign_sessions", &[("state", "refused")]), 1.0);
+    drop(session);
+    recorded.until_gauges_are_zero().await;
+}
+
+#[test]
+fn a_call_is_counted_once_with_its_endpoint_and_code_and_a_replay_as_such() {
+    record(calls_and_replays);
+}
+
+#[test]
+fn a_call_that_no_endpoint_takes_waits_and_ends_as_all_others() {
+    record(calls_that_wait);
+}
+
+#[test]
+fn endpoints_are_counted_where_they_stand_until_the_channel_ends() {
+    record(endpoints_by_state);
+}
+
+#[test]
+fn a_session_and_what_is_built_from_it_are_counted_until_they_are_dropped() {
+    record(discovery_session_and_registration);
+}
+
+#[test]
+fn a_refused_login_is_counted() {
+    record(refused_logins);
+}
+
+#[test]
+fn all_of_the_table_is_recorded_and_described_and_nothing_else() {
+    record(async |recorded: &Recorded| {
+        callsign::metrics::describe();
+        calls_and_replays(recorded).await;
+        calls_that_wait(recorded).await;
+        endpoints_by_state(recorded).await;
+        discovery_session_and_registration(recorded).await;
+        refused_logins(recorded).await;
+
+        let seen = recorded.look();
+        for ((name, labels), series) in &seen {
+            let metric = TABLE.iter().find(|metric| metric.name == *name);
+            let metric = metric.unwrap_or_else(|| panic!("{name} is not in the table"));
+            let mut expected = metric.labels.to_vec();
+            expected.sort_unstable();
+            assert_eq!(labels.keys().map(String::as_str).collect::<Vec<_>>(), expected, "{name}");
+            assert_eq!(series.kind, Some(kind(metric)), "{name}");
+            assert!(series.is_described, "{name}");
+        }
+        let is_seen = |metric: &&Metric| {
+            seen.iter().any(|((name, _), series)| name == metric.name && series.most > 0.0)
+        };
+        let never: Vec<_> =
+            TABLE.iter().filter(|metric| !is_seen(metric)).map(|metric| metric.name).collect();
+        assert!(never.is_empty(), "never recorded: {never:?}");
+    });
+}
+
+fn kind(metric: &Metric) -> MetricKind {
+    match metric.kind {
+        Kind::Counter => MetricKind::Counter,
+        Kind::Gauge => MetricKind::Gauge,
+        Kind::Histogram => MetricKind::Histogram,
+        _ => panic!("{metric:?}"),
+    }
+}
