@@ -181,8 +181,14 @@ impl<'a> Call<'a> {
             in_flight.answered(code);
             parts.extensions.insert(EndpointAddress(in_flight.endpoint().address.clone()));
         }
+        // A response of headers alone has ended with them: its reader has no reason to look at the body.
+        if let Some(code) = code
+            && let Some(in_flight) = in_flight.take()
+        {
+            in_flight.ended(code);
+        }
         let deadline = self.told.map(|told| told.deadline);
-        let body = ResponseBody { incoming, in_flight, code, deadline, timer: None };
+        let body = ResponseBody { incoming, in_flight, deadline, timer: None };
         Response::from_parts(parts, Body::new(body))
     }
 }
@@ -201,8 +207,6 @@ struct ResponseBody {
     incoming: Incoming,
     /// `None` once the response has ended, however long the reader keeps the body.
     in_flight: Option<InFlight>,
-    /// What the headers said, if the response has no more than those.
-    code: Option<Code>,
     deadline: Option<Instant>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
@@ -228,7 +232,7 @@ impl ResponseBody {
         in_flight.ended(match last {
             Some(Ok(frame)) => trailers(frame).unwrap_or(Code::Unknown),
             Some(Err(status)) => status.code(),
-            None => self.code.unwrap_or(Code::Unknown),
+            None => Code::Unknown,
         });
     }
 }
