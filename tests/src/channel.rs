@@ -1,4 +1,4 @@
-//! Channels over a list of addresses, and what they said about their endpoints, and when
+//! Channels over a list of addresses, fixed or changing, and what they said about their endpoints, and when
 
 use std::{
     convert::Infallible,
@@ -24,38 +24,43 @@ pub fn over(addresses: impl IntoIterator<Item = Address>) -> Channel {
     Channel::builder(discover::fixed(addresses)).build().expect("the defaults are valid")
 }
 
-/// What [`Changes`] tells
-pub type Told = Result<Change<Address, Instance>, Infallible>;
-
-/// A discovery that tells what a test says
-#[derive(Clone, Debug)]
-pub struct Changes(mpsc::UnboundedSender<Told>);
-
-/// A channel over endpoints that the test names
+/// A channel over instances that the test names as it goes, and everything that it says about its endpoints
 pub fn changing(
-    configure: impl FnOnce(
-        ChannelBuilder<UnboundedReceiverStream<Told>>,
-    ) -> ChannelBuilder<UnboundedReceiverStream<Told>>,
-) -> (Channel, Changes) {
-    let (changes, discover) = mpsc::unbounded_channel();
-    let builder = configure(Channel::builder(UnboundedReceiverStream::new(discover)));
-    (builder.build().expect("valid settings"), Changes(changes))
+    configure: impl FnOnce(ChannelBuilder<Told>) -> ChannelBuilder<Told>,
+) -> (Channel, UpdateLog, Changes) {
+    let (changes, told) = mpsc::unbounded_channel();
+    let builder = configure(Channel::builder(UnboundedReceiverStream::new(told)));
+    let channel = builder.build().expect("valid settings");
+    let log = UpdateLog::new(channel.updates());
+    (channel, log, Changes(changes))
 }
 
+/// What [`Changes`] have told
+pub type Told = UnboundedReceiverStream<Result<Change<Address, Instance>, Infallible>>;
+
+/// What a test tells a channel about its instances; dropped, discovery has ended
+#[derive(Debug)]
+pub struct Changes(mpsc::UnboundedSender<Result<Change<Address, Instance>, Infallible>>);
+
 impl Changes {
-    /// An instance is there, or is another than it was
-    ///
-    /// # Panics
-    ///
-    /// If the channel has ended; so does [`remove`](Self::remove).
+    /// Discovery lists this, known by its address
     pub fn insert(&self, instance: impl Into<Instance>) {
         let instance = instance.into();
-        self.0.send(Ok(Change::Insert(instance.address.clone(), instance))).expect("the channel lives");
+        self.insert_as(&instance.address.clone(), instance);
     }
 
-    /// The instance at an address is gone
-    pub fn remove(&self, address: &Address) {
-        self.0.send(Ok(Change::Remove(address.clone()))).expect("the channel lives");
+    /// Discovery lists this, known by whatever it was known by before
+    pub fn insert_as(&self, key: &Address, instance: impl Into<Instance>) {
+        self.tell(Change::Insert(key.clone(), instance.into()));
+    }
+
+    /// Discovery does not list this any more
+    pub fn remove(&self, key: &Address) {
+        self.tell(Change::Remove(key.clone()));
+    }
+
+    fn tell(&self, change: Change<Address, Instance>) {
+        self.0.send(Ok(change)).expect("the channel lives");
     }
 }
 
@@ -67,9 +72,8 @@ impl Changes {
 pub async fn until_ready(channel: &Channel, endpoints: usize) {
     let ready =
         || channel.endpoints().iter().filter(|endpoint| endpoint.state == EndpointState::Ready).count();
-    let bound = Duration::from_secs(20);
-    wait::until(&format!("{endpoints} endpoints are ready"), bound, || (ready() == endpoints).then_some(()))
-        .await;
+    let what = format!("{endpoints} endpoints are ready");
+    wait::until(&what, Duration::from_secs(20), || (ready() == endpoints).then_some(())).await;
 }
 
 /// Everything that came out of `channel.updates()` since the log was begun

@@ -302,6 +302,18 @@ impl Load {
         answered.count() as f64 / self.calls.len() as f64
     }
 
+    /// The time that half of the calls that `server` answered took at most
+    ///
+    /// # Panics
+    ///
+    /// If it answered none.
+    pub fn median_latency(&self, server: &str) -> Duration {
+        let answered = self.calls.iter().filter(|call| call.result.as_ref().is_ok_and(|who| who == server));
+        let mut took: Vec<_> = answered.map(|call| call.ended - call.started).collect();
+        let middle = took.len() / 2;
+        *took.select_nth_unstable(middle).1
+    }
+
     /// Asserts that there were as many calls as planned and that none failed
     ///
     /// # Panics

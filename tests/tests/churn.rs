@@ -72,7 +72,7 @@ async fn nothing_fails_for(lasting: Duration) {
     let port = server.address().port();
     let before = used();
 
-    let (channel, changes) = changing(|builder| builder);
+    let (channel, log, changes) = changing(|builder| builder);
     for number in 0..ENDPOINTS {
         changes.insert(address(number, port));
     }
@@ -87,7 +87,7 @@ async fn nothing_fails_for(lasting: Duration) {
     assert!((LEFT..ENDPOINTS.into()).contains(&endpoints), "some were removed: {endpoints}");
     assert!(used().1 > before.1 + LEFT, "each endpoint has a connection");
 
-    drop((channel, client));
+    drop((channel, client, log));
     let what = format!("nothing is left behind: {before:?} tasks and descriptors before");
     wait::until(&what, GONE, || {
         let (tasks, descriptors) = used();

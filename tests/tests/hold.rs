@@ -389,8 +389,7 @@ async fn a_rolling_replacement_of_all_servers_holds_nobody() {
 #[tokio::test]
 async fn a_channel_over_any_discover_holds_nobody_unless_told_to() {
     let server = Local::start().await;
-    let (channel, changes) = changing(|builder| builder);
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder);
     let began = Instant::now();
     changes.insert(server.address());
     channel.until_ready().await;
@@ -402,8 +401,7 @@ async fn a_channel_over_any_discover_holds_nobody_unless_told_to() {
 #[tokio::test]
 async fn only_endpoints_that_answer_are_held() {
     let (server, peer) = (Local::start().await, Peer::deaf());
-    let (channel, changes) = changing(|builder| builder.hold_window(WINDOW));
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
     changes.insert(server.address());
     changes.insert(peer.address());
@@ -423,8 +421,7 @@ async fn a_held_endpoint_that_has_lost_its_connection_is_not_dialled_again() {
     // Who connects is seen.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::from(listener.local_addr().unwrap());
-    let (channel, changes) = changing(|builder| builder.hold_window(WINDOW));
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
     changes.insert(address.clone());
     let (mut client, _) = listener.accept().await.unwrap();
@@ -447,8 +444,7 @@ async fn a_held_endpoint_that_has_lost_its_connection_is_not_dialled_again() {
 async fn an_endpoint_that_comes_back_connects_again_when_its_connection_ends() {
     let mut server = greeter!().start().await;
     let address = server.address();
-    let (channel, changes) = changing(|builder| builder.hold_window(WINDOW));
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
     changes.insert(address.clone());
     channel.until_ready().await;

@@ -27,7 +27,7 @@ const WEIGHTS: [u32; 3] = [1, 2, 7];
 async fn shares(policy: impl Policy) -> [f64; 3] {
     let start = || greeter!().delay(Duration::ZERO).start();
     let servers = [start().await, start().await, start().await];
-    let (channel, changes) = changing(|builder| builder.policy(policy));
+    let (channel, _log, changes) = changing(|builder| builder.policy(policy));
     for (server, weight) in servers.iter().zip(WEIGHTS) {
         let mut instance = Instance::new(server.address());
         instance.metadata = Metadata::new().with_weight(weight);
@@ -79,7 +79,7 @@ async fn until_gone(channel: &Channel, changes: &Changes, address: &Address) {
 
 #[tokio::test]
 async fn ring_hash_keeps_each_key_where_it_is_and_moves_only_those_of_who_leaves() {
-    let (channel, changes) = changing(|builder| builder.policy(RingHash::new()));
+    let (channel, _log, changes) = changing(|builder| builder.policy(RingHash::new()));
     let mut servers = Vec::new();
     for _ in 0..10 {
         let server = Local::start().await;

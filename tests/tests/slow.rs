@@ -17,8 +17,8 @@ use tonic::transport::{Channel, Endpoint};
 
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Long enough that waiting decides, not the machine: some thousand calls a second at most
-const FAST: Duration = Duration::from_millis(30);
+/// Long enough that noise of the machine does not double it
+const FAST: Duration = Duration::from_millis(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_ten_times_slower_gets_few_calls_and_costs_no_throughput() {
@@ -44,7 +44,10 @@ async fn a_server_ten_times_slower_gets_few_calls_and_costs_no_throughput() {
     let theirs = closed_loop(32, lasting, move || greet(theirs.clone(), DEADLINE)).await;
     assert!(ours.failed().is_empty() && theirs.failed().is_empty(), "{ours}\n{theirs}");
     let share = ours.share_of(&servers[2].address().to_string());
-    assert!(share <= 0.035, "the slow one's share: {share} of {}", ours.calls.len());
+    let fast = servers[..2].iter().map(|server| ours.median_latency(&server.address().to_string()));
+    let fast = fast.collect::<Vec<_>>();
+    println!("share of the slow one: {share:.4}, latency of the fast ones: {fast:?}");
+    assert!(share <= 0.035, "the slow one's share: {share} of {}, fast ones: {fast:?}", ours.calls.len());
     let ratio = ours.calls.len() as f64 / theirs.calls.len() as f64;
     assert!(ratio >= 2.0, "{} calls beside tonic's {}", ours.calls.len(), theirs.calls.len());
 }
