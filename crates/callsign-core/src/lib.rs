@@ -23,3 +23,6 @@ pub mod keepalive;
 pub mod hold;
 
 mod sync;
+
+#[cfg(all(test, loom))]
+mod loom_tests;

@@ -42,7 +42,7 @@ mod pair;
 mod turns;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod laws;
 

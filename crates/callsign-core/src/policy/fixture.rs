@@ -5,13 +5,13 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 use super::*;
 
 /// Candidates that are as busy as a test makes them
-pub(super) struct Fleet {
+pub(crate) struct Fleet {
     candidates: Vec<Candidate>,
     zero: Instant,
 }
 
 /// What an endpoint does with a call
-pub(super) enum Answer {
+pub(crate) enum Answer {
     After(Duration),
     Fails(Duration),
     Never,
@@ -21,12 +21,12 @@ pub(super) enum Answer {
 const STREAMS: u32 = 1_000_000;
 
 impl Fleet {
-    pub(super) fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self::weighted(&vec![1; count])
     }
 
     /// Endpoints 0, 1, 2... with these weights and names of their own
-    pub(super) fn weighted(weights: &[u32]) -> Self {
+    pub(crate) fn weighted(weights: &[u32]) -> Self {
         #[allow(clippy::disallowed_methods, reason = "any instant will do as the zero of a test")]
         let zero = Instant::now();
         let candidate = |(number, &weight): (usize, &u32)| {
@@ -39,50 +39,50 @@ impl Fleet {
         Self { candidates: weights.iter().enumerate().map(candidate).collect(), zero }
     }
 
-    pub(super) fn zero(&self) -> Instant {
+    pub(crate) fn zero(&self) -> Instant {
         self.zero
     }
 
-    pub(super) fn candidates(&self) -> &[Candidate] {
+    pub(crate) fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
 
-    pub(super) fn in_flight(&self) -> Vec<u32> {
+    pub(crate) fn in_flight(&self) -> Vec<u32> {
         self.candidates.iter().map(Candidate::in_flight).collect()
     }
 
-    pub(super) fn start(&self, index: usize, calls: usize) {
+    pub(crate) fn start(&self, index: usize, calls: usize) {
         (0..calls).for_each(|_| self.candidates[index].load.start(self.zero));
     }
 
     /// No more streams there
-    pub(super) fn fill(&self, index: usize) {
+    pub(crate) fn fill(&self, index: usize) {
         self.candidates[index].streams.set_limit(0);
     }
 
     /// And again
-    pub(super) fn empty(&self, index: usize) {
+    pub(crate) fn empty(&self, index: usize) {
         self.candidates[index].streams.set_limit(STREAMS);
     }
 
-    pub(super) fn remove(&mut self, index: usize) {
+    pub(crate) fn remove(&mut self, index: usize) {
         self.candidates.remove(index);
     }
 
-    pub(super) fn reverse(&mut self) {
+    pub(crate) fn reverse(&mut self) {
         self.candidates.reverse();
     }
 
     /// All have this name
-    pub(super) fn rename(&mut self, name: &str) {
+    pub(crate) fn rename(&mut self, name: &str) {
         self.candidates = self.candidates.drain(..).map(|candidate| candidate.with_name(name)).collect();
     }
 
-    pub(super) fn picks<P: Policy>(&self, policy: &P, picks: usize) -> Vec<Option<usize>> {
+    pub(crate) fn picks<P: Policy>(&self, policy: &P, picks: usize) -> Vec<Option<usize>> {
         self.picks_seeded(policy, picks, 7)
     }
 
-    pub(super) fn picks_seeded<P: Policy>(&self, policy: &P, picks: usize, seed: u64) -> Vec<Option<usize>> {
+    pub(crate) fn picks_seeded<P: Policy>(&self, policy: &P, picks: usize, seed: u64) -> Vec<Option<usize>> {
         let plan = policy.plan(&self.candidates);
         let mut random = fastrand::Rng::with_seed(seed);
         let mut pick = |_| policy.pick(&plan, &self.candidates, &mut Pick::new(&mut random, self.zero));
@@ -90,12 +90,12 @@ impl Fleet {
     }
 
     /// How many of the picks were each candidate's
-    pub(super) fn shares(&self, policy: impl Policy, picks: usize) -> Vec<usize> {
+    pub(crate) fn shares(&self, policy: impl Policy, picks: usize) -> Vec<usize> {
         self.shares_with(policy, picks, |_| {})
     }
 
     /// The same for calls of which something is known
-    pub(super) fn shares_with(
+    pub(crate) fn shares_with(
         &self,
         policy: impl Policy,
         picks: usize,
@@ -107,11 +107,11 @@ impl Fleet {
     }
 
     /// Begins calls that do not end
-    pub(super) fn hold(&self, policy: impl Policy, calls: usize) {
+    pub(crate) fn hold(&self, policy: impl Policy, calls: usize) {
         self.hold_with(policy, calls, |_| {});
     }
 
-    pub(super) fn hold_with(&self, policy: impl Policy, calls: usize, know: impl Fn(&mut Pick<'_>)) {
+    pub(crate) fn hold_with(&self, policy: impl Policy, calls: usize, know: impl Fn(&mut Pick<'_>)) {
         self.pick_with(policy, calls, know, |index| self.start(index, 1));
     }
 
@@ -132,7 +132,7 @@ impl Fleet {
     }
 
     /// Serves calls that begin one after the other, whoever answers them when; how many each endpoint got
-    pub(super) fn serve(
+    pub(crate) fn serve(
         &self,
         policy: impl Policy,
         calls: usize,

@@ -1,8 +1,11 @@
 //! The endpoints that calls pick from: one immutable set, made anew whenever it changes
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
-use callsign_core::policy::{Candidate, Pick, Policy};
+use callsign_core::policy::{Candidate, LeastRequest, Pick, Policy};
 use tokio::time::Instant;
 
 use super::options::{Asked, Options};
@@ -12,7 +15,9 @@ use crate::{
 };
 
 /// A policy, whatever its plan is
-pub(super) struct Balancer(Box<dyn Fn(&[Candidate]) -> Picker + Send + Sync>);
+pub(super) struct Balancer(Box<Planner>);
+
+type Planner = dyn Fn(&[Candidate]) -> Picker + Send + Sync;
 
 /// A policy with the plan for one set of candidates
 type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + Sync>;
@@ -21,10 +26,22 @@ impl Balancer {
     pub(super) fn new(policy: impl Policy) -> Self {
         let policy = Arc::new(policy);
         Self(Box::new(move |candidates| {
-            let (policy, plan) = (Arc::clone(&policy), policy.plan(candidates));
-            Box::new(move |candidates, call| policy.pick(&plan, candidates, call))
+            // Else one panic of a policy would end the pool, and with it the whole channel. A policy that another
+            // panic has left half changed panics again at worst.
+            let planned = catch_unwind(AssertUnwindSafe(|| picker(Arc::clone(&policy), candidates)));
+            planned.unwrap_or_else(|_| {
+                tracing::error!(
+                    "the policy panicked over a set of endpoints: least_request picks from that set"
+                );
+                picker(Arc::new(LeastRequest::new()), candidates)
+            })
         }))
     }
+}
+
+fn picker(policy: Arc<impl Policy>, candidates: &[Candidate]) -> Picker {
+    let plan = policy.plan(candidates);
+    Box::new(move |candidates, call| policy.pick(&plan, candidates, call))
 }
 
 /// An endpoint that is ready, and what discovery says of it
