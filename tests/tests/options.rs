@@ -58,7 +58,7 @@ fn builder(addresses: impl IntoIterator<Item = Address>) -> ChannelBuilder<Fixed
 async fn ready(channel: &Channel, servers: &[&Scripted]) {
     for server in servers {
         let pinned = call(channel, PinnedEndpoint(server.address()));
-        wait::within("a pinned call", BOUND, pinned).await.unwrap();
+        wait::within("a pinned call", BOUND, pinned).await.expect("it is answered");
     }
 }
 
@@ -89,7 +89,7 @@ where
     T: Clone + Send + Sync + 'static,
 {
     let (outcome, took) = wait::timed(call(channel, option)).await;
-    let status = outcome.unwrap_err();
+    let status = outcome.expect_err("no endpoint takes it");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!((PICKING..BOUND).contains(&took), "{took:?}");
     assert!(status.message().starts_with("hello.rpc: "), "{status:?}");
@@ -251,7 +251,7 @@ impl Policy for ByKey {
 
     fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
         let (key, header) = (call.key.map(<[u8]>::to_vec), call.headers.get("x-user").map(<[u8]>::to_vec));
-        self.0.lock().unwrap().push((key, header, call.avoid.is_some()));
+        self.0.lock().expect("nobody panics with it").push((key, header, call.avoid.is_some()));
         let named = |candidate: &Candidate| call.key.is_none_or(|key| candidate.name().as_bytes() == key);
         candidates.iter().position(|candidate| named(candidate) && call.allows(candidate))
     }

@@ -38,6 +38,16 @@
 //! | [`metrics`] | what is counted, by name |
 //! | `tls` | `Tls`: whom to trust, who we are (feature `tls`) |
 //!
+//! # Metrics and spans
+//!
+//! Calls, picks, replays, endpoints, sessions, registrations and discoveries are counted through the
+//! [`metrics`](https://docs.rs/metrics) facade: the names are in [`metrics::TABLE`]. A recorder has to be installed before
+//! the channel, the session or the registration is made.
+//!
+//! Each call has a `tracing` span `call` of level DEBUG and target `callsign::call`, with the fields `service`, `method`,
+//! `endpoint` (recorded when it is picked, and again when the call is sent again) and `code` (recorded when the response has
+//! ended, or the caller has given up). It is a child of the span that the caller is in, and is not made where nobody wants it.
+//!
 //! # Features
 //!
 //! `etcd` and `server` are on by default; `etcd` needs `protoc` at build time. Without them a [`Channel`] balances over
