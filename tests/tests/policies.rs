@@ -64,7 +64,7 @@ async fn placed(channel: &Channel) -> BTreeMap<u32, Address> {
     for key in 0..500_u32 {
         let mut request = Request::new(HelloRequest::default());
         request.extensions_mut().insert(HashKey::new(key.to_be_bytes()));
-        let reply = client.say_hello(request).await.unwrap();
+        let reply = client.say_hello(request).await.expect("all servers answer");
         let EndpointAddress(address) = reply.extensions().get().expect("the channel adds it");
         placed.insert(key, address.clone());
     }

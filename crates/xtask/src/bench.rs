@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// Every measurement: a program of the package `callsign-benches`.
-const BENCHES: [(&str, &str); 4] = [
+const BENCHES: [(&str, &str); 5] = [
     ("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel"),
     (
         "churn",
