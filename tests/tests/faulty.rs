@@ -21,6 +21,7 @@ use callsign_tests::{
     wait,
 };
 use tokio::{task::JoinHandle, time::sleep_until};
+use tonic::Status;
 
 const SERVICE: &str = "hello.rpc";
 const DEADLINE: Duration = Duration::from_millis(500);
@@ -52,11 +53,32 @@ async fn start(count: usize) -> Vec<Process> {
     servers
 }
 
+/// Calls, of which none fails, until these servers have had their full share of a second's
+///
+/// A busy machine makes one server look slower than another for a while, so one second of many is enough.
+async fn until_shared<F>(mut call: impl FnMut() -> F, servers: &[Address], bound: Duration)
+where
+    F: Future<Output = Result<String, Status>> + Send + 'static,
+{
+    let (began, pace) = (Instant::now(), Pace { rate: 200, lasting: SECOND });
+    let mut seen = Vec::new();
+    while began.elapsed() < bound {
+        let load = pace.open_loop(&mut call).await;
+        load.assert_none_failed(pace);
+        let shares = servers.iter().map(|server| load.share_of(&server.to_string())).collect::<Vec<_>>();
+        if shares.iter().all(|share| *share >= 0.6 / servers.len() as f64) {
+            return;
+        }
+        seen.push(shares);
+    }
+    panic!("not within {bound:?}: {servers:?} share the calls: {seen:.2?}");
+}
+
 /// One of so many servers vanishes behind a proxy that swallows everything, established connections included
 async fn black_hole(count: usize) {
     let servers = start(count).await;
     let proxy = Proxy::to(servers[0].address().to_string()).await;
-    let behind: Address = proxy.endpoint().parse().unwrap();
+    let behind: Address = proxy.endpoint().parse().expect("an address");
     let channel = over([behind].into_iter().chain(servers[1..].iter().map(Process::address)));
     until_ready(&channel, count).await;
 
@@ -64,7 +86,7 @@ async fn black_hole(count: usize) {
     let load = full_load(channel);
     sleep_until(began + AT).await;
     proxy.hold();
-    let load = load.await.unwrap();
+    let load = load.await.expect("no call panics");
     let share = load.share(&servers[0].address().to_string(), load.calls[0].started, (began + AT).into());
     assert!(share > 0.0, "calls went there before");
     assert_at_most(LOST, &load);
@@ -107,15 +129,10 @@ async fn stopped(count: usize, another_comes: bool) {
         sleep_until(began + AT + 3 * SECOND).await;
         servers.push(register(&etcd).await);
     }
-    let load = load.await.unwrap();
-    assert_at_most(LOST, &load);
-    // From long after the last one came.
-    let (from, to) = ((began + 9 * SECOND).into(), Instant::now());
-    for server in &servers[1..] {
-        let (share, fair) =
-            (load.share(&server.address().to_string(), from, to), 1.0 / (servers.len() - 1) as f64);
-        assert!(share >= 0.6 * fair, "{}: {share} of {fair}", server.address());
-    }
+    assert_at_most(LOST, &load.await.expect("no call panics"));
+    let others = servers[1..].iter().map(Process::address).collect::<Vec<_>>();
+    let client = GreeterClient::new(channel);
+    until_shared(|| greet(client.clone(), DEADLINE), &others, BOUND).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +158,7 @@ async fn unavailable(count: usize, policy: impl Policy) {
     until_ready(&channel, count).await;
 
     servers[0].turn(Manner::Unavailable).await;
-    let load = full_load(channel.clone()).await.unwrap();
+    let load = full_load(channel.clone()).await.expect("no call panics");
     let one_percent = load.calls.len() / 100;
     assert_at_most(one_percent, &load);
     let calls = servers[0].calls().await;
@@ -149,14 +166,9 @@ async fn unavailable(count: usize, policy: impl Policy) {
     assert!(calls > 0, "it was tried");
 
     servers[0].turn(Manner::After(Duration::from_millis(2))).await;
-    let recovered = Instant::now();
-    let pace = Pace { rate: 200, lasting: 13 * SECOND };
+    let all = servers.iter().map(Process::address).collect::<Vec<_>>();
     let client = GreeterClient::new(channel);
-    let load = pace.open_loop(|| greet(client.clone(), DEADLINE)).await;
-    load.assert_none_failed(pace);
-    let address = servers[0].address().to_string();
-    let share = load.share(&address, recovered + 10 * SECOND, Instant::now());
-    assert!(share >= 0.6 / count as f64, "from 10 s after it has recovered: {share}");
+    until_shared(|| greet(client.clone(), DEADLINE), &all, 10 * SECOND).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
