@@ -13,6 +13,7 @@
 //! | [`fleet`] | servers that register through a cluster, and clients that call them all the time |
 //! | [`checker`] | what must hold while etcd fails and after it has healed |
 //! | [`lines`] | what is logged in a thread |
+//! | [`front`] | TLS in front of any of these servers |
 //! | [`certificates`] | a CA and what it has signed, in files that can be replaced |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
@@ -45,6 +46,7 @@ pub mod service;
 pub mod certificates;
 #[cfg(unix)]
 pub mod etcd;
+pub mod front;
 #[cfg(unix)]
 pub mod go;
 pub mod proxy;

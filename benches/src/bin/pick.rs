@@ -43,8 +43,8 @@ struct Size {
     picks: u32,
 }
 
-const FULL: Size = Size { rounds: 9, picks: 400_000 };
-const QUICK: Size = Size { rounds: 5, picks: 40_000 };
+const FULL: Size = Size { rounds: 15, picks: 200_000 };
+const QUICK: Size = Size { rounds: 9, picks: 40_000 };
 
 const ENDPOINTS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 const THREADS: [usize; 2] = [1, 2];

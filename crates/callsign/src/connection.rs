@@ -10,6 +10,7 @@ mod driver;
 mod io;
 mod tap;
 mod waiters;
+mod wish;
 
 use std::{
     future::{Future as _, poll_fn},
@@ -24,7 +25,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
-use callsign_core::{keepalive::KeepAlive, streams::Streams};
+use callsign_core::{ejection::Probe, keepalive::KeepAlive, streams::Streams};
 use h2::{Reason, client};
 use tokio::{
     sync::watch,
@@ -36,6 +37,7 @@ pub(crate) use self::{body::Incoming, driver::Driver, io::Transport, waiters::Wa
 use self::{
     io::Io,
     tap::{News, Tap},
+    wish::Wish,
 };
 use crate::{error, instance::Address, replay::Outgoing};
 
@@ -133,6 +135,7 @@ async fn handshake(address: &Address, config: &Config, io: Io) -> Result<(Connec
         outbox: Mutex::new(Outbox { send: Some(send), calls: 0 }),
         closed: watch::Sender::new(None),
         answered: AtomicBool::new(false),
+        wish: Wish::default(),
         waiters: Arc::clone(&config.waiters),
         waker: AtomicWaker::new(),
     });
@@ -199,11 +202,22 @@ impl Drop for Connection {
 #[derive(Clone, Debug)]
 pub(crate) enum Closed {
     /// The peer asked to go elsewhere; streams that it accepted go on
-    GoAway(Arc<str>),
+    GoAway {
+        cause: Arc<str>,
+        /// It wants to be asked less often (gRFC A8).
+        calm: bool,
+    },
     /// The owner let it go
     Drained,
     /// The connection is broken
     Lost(Arc<str>),
+}
+
+impl Closed {
+    fn go_away(error: &h2::Error) -> Self {
+        let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+        Self::GoAway { cause: error.to_string().into(), calm }
+    }
 }
 
 /// A handle to send calls with; cheap to clone, keeps no connection open
@@ -237,6 +251,17 @@ impl Sender {
     /// The count of streams, for those who pick
     pub(crate) fn streams(&self) -> &Arc<Streams> {
         &self.shared.streams
+    }
+
+    /// Asks for a PING now, if the peer does not mind; unanswered, it ends the connection
+    pub(crate) fn probe(&self) {
+        self.shared.wish.ask();
+        self.shared.waker.wake();
+    }
+
+    /// What became of the last [`probe`](Self::probe)
+    pub(crate) fn probed(&self) -> Probe {
+        self.shared.wish.state()
     }
 
     /// Takes a stream, if the peer allows one more
@@ -322,6 +347,7 @@ struct Shared {
     closed: watch::Sender<Option<Closed>>,
     /// Whether a response has ever begun.
     answered: AtomicBool,
+    wish: Wish,
     /// Calls that wait for a stream, on this connection or another of their channel.
     waiters: Arc<Waiters>,
     /// The driver's.
@@ -365,9 +391,9 @@ impl Shared {
         // Connection or request: only a connection that is finished says so again.
         opened.map_err(|error| match poll_now(&mut send) {
             Poll::Ready(Err(closed)) => {
-                let cause = closed.to_string().into();
                 // The driver says the same in a moment; this is the first to see it.
-                self.retire(if closed.is_io() { Closed::Lost(cause) } else { Closed::GoAway(cause) });
+                let lost = || Closed::Lost(closed.to_string().into());
+                self.retire(if closed.is_io() { lost() } else { Closed::go_away(&closed) });
                 SendError::NotSent
             }
             _ => SendError::Failed(error::bad_request(&error)),
@@ -378,11 +404,10 @@ impl Shared {
     fn on_go_away(&self) {
         // The frame may have only begun to come in; then h2 does not know of it yet, and has no reason to give.
         let handle = self.outbox().send.clone();
-        let cause = match handle.map(|mut handle| poll_now(&mut handle)) {
-            Some(Poll::Ready(Err(error))) => error.to_string(),
-            _ => "the peer sent GOAWAY".to_owned(),
-        };
-        self.retire(Closed::GoAway(cause.into()));
+        self.retire(match handle.map(|mut handle| poll_now(&mut handle)) {
+            Some(Poll::Ready(Err(error))) => Closed::go_away(&error),
+            _ => Closed::GoAway { cause: "the peer sent GOAWAY".into(), calm: false },
+        });
     }
 
     fn is_retired(&self) -> bool {

@@ -14,9 +14,10 @@ use super::{Candidate, Pick, Policy};
 /// others, each to another endpoint, and they return with it. As `ring_hash` of gRFC A42 and A76: XXH64 with seed 0, of
 /// the endpoint's name with `_` and the entry's number.
 ///
-/// An endpoint has 128 entries for each unit of its weight: shares of keys are then fair within some tenth. While the ring would
-/// have more than 16 384 entries, everybody has half as many, and nobody less than one. (A42 scales all entries whenever the
-/// number of endpoints changes, which moves keys of all of them.) A pick is a binary search.
+/// An endpoint has 128 entries, or 128 for each time that its weight holds the greatest common divisor of all weights: shares of
+/// keys are then fair within some tenth. While the ring would have more than 16 384 entries, everybody has half as many, and nobody
+/// less than one. (A42 scales all entries whenever the number of endpoints changes, which moves keys of all of them.) A pick
+/// is a binary search.
 ///
 /// Of endpoints with the same name, each has entries of its own, in the order in which they became known.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +64,7 @@ impl RingHash {
     }
 }
 
-/// Entries per unit of weight while there are few.
+/// Entries per unit of weight while there are few endpoints.
 const PER_WEIGHT: u64 = 128;
 /// The entries of all, from which on each endpoint has fewer: 256 KiB of memory, sorted in about a millisecond.
 const MOST: u64 = 16_384;
@@ -80,13 +81,13 @@ impl Ring {
         let mut order: Vec<_> = (0..candidates.len()).collect();
         // By name, so that namesakes stand together.
         order.sort_unstable_by_key(|&index| (candidates[index].name(), candidates[index].endpoint()));
-        let halvings = halvings(candidates);
+        let number = Entries::new(candidates);
         let mut entries = Vec::new();
         let mut text = String::new();
         for namesakes in order.chunk_by(|&one, &next| candidates[one].name() == candidates[next].name()) {
             for (occurrence, &index) in namesakes.iter().enumerate() {
                 let candidate = &candidates[index];
-                for entry in 0..entries_of(candidate, halvings) {
+                for entry in 0..number.of(candidate.weight().into()) {
                     text.clear();
                     let name = candidate.name();
                     // Writing to a string cannot fail.
@@ -111,15 +112,31 @@ impl Ring {
     }
 }
 
-fn entries_of(candidate: &Candidate, halvings: u32) -> u64 {
-    ((u64::from(candidate.weight()) * PER_WEIGHT) >> halvings).max(1)
+/// How many entries a weight has
+struct Entries {
+    /// The weight with the full number: all weights are multiples of it.
+    unit: u64,
+    /// How often the full number is halved.
+    halvings: u32,
 }
 
-fn halvings(candidates: &[Candidate]) -> u32 {
-    let entries = |halvings| candidates.iter().map(|candidate| entries_of(candidate, halvings)).sum::<u64>();
-    // After that many everybody has one, which may be too many still.
-    let all = u32::BITS + PER_WEIGHT.ilog2();
-    (0..all).find(|&halvings| entries(halvings) <= MOST).unwrap_or(all)
+impl Entries {
+    fn new(candidates: &[Candidate]) -> Self {
+        let weights = || candidates.iter().map(|candidate| u64::from(candidate.weight()));
+        let unit = weights().fold(0, common_divisor).max(1);
+        // After that many everybody has one, which may be too many still.
+        let all = u32::BITS + PER_WEIGHT.ilog2();
+        let total = |halvings| weights().map(|weight| Self { unit, halvings }.of(weight)).sum::<u64>();
+        Self { unit, halvings: (0..all).find(|&halvings| total(halvings) <= MOST).unwrap_or(all) }
+    }
+
+    fn of(&self, weight: u64) -> u64 {
+        ((weight / self.unit * PER_WEIGHT) >> self.halvings).max(1)
+    }
+}
+
+fn common_divisor(one: u64, other: u64) -> u64 {
+    if other == 0 { one } else { common_divisor(other, one % other) }
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -225,7 +242,17 @@ mod tests {
         assert_eq!(entries(&[1; 20_000]), 20_000);
         assert_eq!(entries(&[2, 127]), (2 + 127) * 64);
         assert!(entries(&[u32::MAX, 1]) <= 16_384);
-        assert!(entries(&[u32::MAX; 20_000]) == 20_000);
+        assert_eq!(entries(&[u32::MAX; 20_000]), 20_000);
+    }
+
+    #[test]
+    fn weights_count_by_their_proportion_alone() {
+        let alike = |one: &[u32], other: &[u32]| {
+            owners(&Fleet::weighted(one), &RingHash::new())
+                == owners(&Fleet::weighted(other), &RingHash::new())
+        };
+        assert!(alike(&[1; 10], &[100; 10]));
+        assert!(alike(&[1, 2, 7], &[50, 100, 350]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, request::Parts, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, request::Parts};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body};
@@ -159,7 +159,7 @@ impl<'a> Call<'a> {
     fn address_to(&mut self, endpoint: &Endpoint) -> Result<(), Status> {
         let Parts { uri, headers, .. } = self.outgoing.head_mut();
         let mut parts = std::mem::take(uri).into_parts();
-        parts.scheme = Some(Scheme::HTTP);
+        parts.scheme = Some(endpoint.scheme.clone());
         parts.authority = Some(endpoint.authority.clone());
         *uri = Uri::from_parts(parts).map_err(|_| error::bad_path())?;
         if let Some(told) = &mut self.told {
@@ -181,14 +181,14 @@ impl<'a> Call<'a> {
             in_flight.answered(code);
             parts.extensions.insert(EndpointAddress(in_flight.endpoint().address.clone()));
         }
-        // A response of headers alone has ended with them: its reader has no reason to look at the body.
-        if let Some(code) = code
+        if incoming.is_end_stream()
             && let Some(in_flight) = in_flight.take()
         {
-            in_flight.ended(code);
+            // Whoever finds an error in the headers reads no body.
+            in_flight.ended(code.unwrap_or(Code::Unknown));
         }
         let deadline = self.told.map(|told| told.deadline);
-        let body = ResponseBody { incoming, in_flight, deadline, timer: None };
+        let body = ResponseBody { incoming, in_flight, code, deadline, timer: None };
         Response::from_parts(parts, Body::new(body))
     }
 }
@@ -207,6 +207,8 @@ struct ResponseBody {
     incoming: Incoming,
     /// `None` once the response has ended, however long the reader keeps the body.
     in_flight: Option<InFlight>,
+    /// What the headers said, if the response has no more than those.
+    code: Option<Code>,
     deadline: Option<Instant>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
@@ -232,7 +234,7 @@ impl ResponseBody {
         in_flight.ended(match last {
             Some(Ok(frame)) => trailers(frame).unwrap_or(Code::Unknown),
             Some(Err(status)) => status.code(),
-            None => Code::Unknown,
+            None => self.code.unwrap_or(Code::Unknown),
         });
     }
 }

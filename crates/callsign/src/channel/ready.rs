@@ -5,17 +5,26 @@ use std::{
     sync::Arc,
 };
 
-use callsign_core::policy::{Candidate, LeastRequest, Pick, Policy};
+use callsign_core::{
+    policy::{Candidate, LeastRequest, Pick, Policy},
+    slow_start::{self, Freshness},
+};
 use tokio::time::Instant;
 
-use super::options::{Asked, Options};
+use super::{
+    around::Around,
+    options::{Asked, Options},
+};
 use crate::{
     connection::{OpenStream, Sender},
     endpoint::{Endpoint, InFlight},
 };
 
-/// A policy, whatever its plan is
-pub(super) struct Balancer(Box<Planner>);
+/// A policy, whatever its plan is, and what is around it
+pub(super) struct Balancer {
+    plan: Box<Planner>,
+    pub(super) around: Around,
+}
 
 type Planner = dyn Fn(&[Candidate]) -> Picker + Send + Sync;
 
@@ -25,7 +34,7 @@ type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + 
 impl Balancer {
     pub(super) fn new(policy: impl Policy) -> Self {
         let policy = Arc::new(policy);
-        Self(Box::new(move |candidates| {
+        let plan = move |candidates: &[Candidate]| {
             // Else one panic of a policy would end the pool, and with it the whole channel. A policy that another
             // panic has left half changed panics again at worst.
             let planned = catch_unwind(AssertUnwindSafe(|| picker(Arc::clone(&policy), candidates)));
@@ -35,7 +44,13 @@ impl Balancer {
                 );
                 picker(Arc::new(LeastRequest::new()), candidates)
             })
-        }))
+        };
+        Self { plan: Box::new(plan), around: Around::default() }
+    }
+
+    /// The same policy with this around it
+    pub(super) fn within(self, around: Around) -> Self {
+        Self { around, ..self }
     }
 }
 
@@ -48,16 +63,20 @@ fn picker(policy: Arc<impl Policy>, candidates: &[Candidate]) -> Picker {
 pub(super) struct Target {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) sender: Sender,
+    /// Its address as `host:port`.
+    pub(super) name: Arc<str>,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
+    /// Since when its server is, for slow start.
+    pub(super) fresh: Freshness,
 }
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, weight, zone } = self;
+        let Self { endpoint, sender, name, weight, zone, .. } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
-            .with_name(endpoint.authority.as_str())
+            .with_name(Arc::clone(name))
             .with_zone(zone.clone())
     }
 
@@ -66,18 +85,28 @@ impl Target {
         options.permit(&self.endpoint.address)
     }
 
-    /// Takes a stream, if there is one
+    /// Takes a call, if there is room
     fn take(&self, now: std::time::Instant) -> Option<Picked> {
         let stream = self.sender.try_open()?;
-        Some(Picked { stream, in_flight: self.endpoint.start(now) })
+        Some(Picked { stream, in_flight: self.endpoint.start(now)? })
     }
 }
 
 /// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+///
+/// First those that policies pick from; then those that are in another zone than the preferred one and those that fail, for
+/// calls that none of the first can take; then all others, for calls that want this one and no other.
 pub(super) struct Ready {
     candidates: Vec<Candidate>,
     targets: Vec<Target>,
+    /// Policies pick from those before this index,
+    taking_part: usize,
+    /// none before this one is ejected,
+    usable: usize,
+    /// and none before this one is silent.
+    spare: usize,
     picker: Picker,
+    around: Around,
 }
 
 /// An endpoint that takes a call, and the stream it takes it with
@@ -93,15 +122,30 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>) -> Self {
-        let targets: Vec<_> = targets.collect();
+    /// Those that are ready, by whether they are ejected and why; `near` endpoints are in the preferred zone, ready or not
+    pub(super) fn new(
+        balancer: &Balancer,
+        near: usize,
+        usable: Vec<Target>,
+        failing: Vec<Target>,
+        silent: Vec<Target>,
+    ) -> Self {
+        let around = balancer.around.clone();
+        let (taking_part, far) = around.take_part(usable, near, |target: &Target| target.zone.as_deref());
+        let usable = taking_part.len()..taking_part.len() + far.len();
+        let spare = usable.end + failing.len();
+        let targets: Vec<_> = [taking_part, far, failing, silent].into_iter().flatten().collect();
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
-        let picker = (balancer.0)(&candidates);
-        Self { candidates, targets, picker }
+        let picker = (balancer.plan)(&candidates[..usable.start]);
+        Self { candidates, targets, taking_part: usable.start, usable: usable.end, spare, picker, around }
     }
 
     pub(super) fn empty() -> Self {
-        Self { candidates: Vec::new(), targets: Vec::new(), picker: Box::new(|_, _| None) }
+        let (candidates, targets) = (Vec::new(), Vec::new());
+        let (taking_part, usable, spare) = (0, 0, 0);
+        let picker: Picker = Box::new(|_, _| None);
+        let around = Around::default();
+        Self { candidates, targets, taking_part, usable, spare, picker, around }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -114,7 +158,7 @@ impl Ready {
         let options = asked.options;
         let picked = match options.pinned() {
             // What has just handed the call back is asked again: there is no other.
-            Some(_) => self.permitted(asked.options).find_map(|target| target.take(now)),
+            Some(_) => self.permitted(options).find_map(|target| target.take(now)),
             None => self.pick_by_policy(asked, now),
         };
         picked.ok_or_else(|| {
@@ -125,47 +169,92 @@ impl Ready {
     }
 
     fn pick_by_policy(&self, asked: Asked<'_>, now: std::time::Instant) -> Option<Picked> {
+        let options = asked.options;
         let mut random = fastrand::Rng::new();
         let mut call = Pick::new(&mut random, now);
-        (call.avoid, call.key, call.headers) = (asked.avoid, asked.options.key(), &asked.headers);
-        if asked.options.excluded().is_some() {
-            let excluded = self.targets.iter().find(|target| !target.is_permitted(asked.options));
+        (call.avoid, call.key, call.headers) = (asked.avoid, options.key(), &asked.headers);
+        if options.excluded().is_some() {
+            let excluded = self.targets.iter().find(|target| !target.is_permitted(options));
             call.excluded = excluded.map(|target| target.endpoint.number);
         }
-        self.pick_for(&mut call, asked.options).or_else(|| {
-            // Another endpoint if there is one, else the same one again.
-            asked.avoid?;
-            call.avoid = None;
-            self.pick_for(&mut call, asked.options)
-        })
+        let picked =
+            self.pick_for(&mut call, options).or_else(|| self.pick_far(&mut call, options)).or_else(|| {
+                // Another endpoint if there is one, else the same one again.
+                asked.avoid?;
+                call.avoid = None;
+                self.pick_for(&mut call, options)
+            });
+        // A failing endpoint may answer, a full one does not.
+        picked.or_else(|| self.first_of(self.usable..self.spare, &call, options))
     }
 
-    /// The targets that a call may go to as far as its caller is concerned
+    /// Any that is ready but takes no part, when those that do cannot take the call
+    fn pick_far(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
+        // Policies know one excluded endpoint, and several may have its address: then one of the others is usable still.
+        let first = if options.excluded().is_some() { 0 } else { self.taking_part };
+        let start = call.random.usize(first..=self.usable);
+        self.first_of((start..self.usable).chain(first..start), call, options)
+    }
+
+    /// The targets that a call may go to as far as its caller is concerned: for one that is pinned they may be ejected
     fn permitted(&self, options: &Options) -> impl Iterator<Item = &Target> {
-        self.targets.iter().filter(|target| target.is_permitted(options))
+        let count = if options.pinned().is_some() { self.targets.len() } else { self.spare };
+        self.targets[..count].iter().filter(|target| target.is_permitted(options))
     }
 
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
-        for _ in 0..=self.candidates.len() {
-            let chosen = (self.picker)(&self.candidates, call)?;
-            let target = self.targets.get(chosen)?;
+        for _ in 0..=self.taking_part {
+            let chosen = self.choose(call)?;
+            let target = self.targets[..self.taking_part].get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;
             }
             if !target.is_permitted(options) {
-                // Policies know one excluded endpoint; several may have its address.
-                let mut all = self.candidates.iter().zip(&self.targets);
-                return all.find_map(|(candidate, target)| {
-                    let allowed = call.allows(candidate) && target.is_permitted(options);
-                    if allowed { target.take(call.now) } else { None }
-                });
+                return None;
             }
             if let Some(picked) = target.take(call.now) {
                 return Some(picked);
             }
         }
         None
+    }
+
+    /// The policy's choice; one that has just come often makes way for another
+    fn choose(&self, call: &mut Pick<'_>) -> Option<usize> {
+        let (candidates, targets) = (&self.candidates[..self.taking_part], &self.targets[..self.taking_part]);
+        let chosen = (self.picker)(candidates, call)?;
+        // Who avoids one already is not choosy.
+        if call.avoid.is_some() {
+            return Some(chosen);
+        }
+        let now = call.now;
+        let share = |index| targets.get(index).map(|target: &Target| self.around.share(&target.fresh, now));
+        let its = share(chosen)?;
+        // As good as any other can be.
+        if its >= 1.0 {
+            return Some(chosen);
+        }
+        let draw = call.random.f64();
+        call.avoid = targets.get(chosen).map(|target| target.endpoint.number);
+        let other = (self.picker)(candidates, call);
+        call.avoid = None;
+        let other = other.filter(|other| slow_start::makes_way(its, share(*other).unwrap_or(its), draw));
+        Some(other.unwrap_or(chosen))
+    }
+
+    /// The first that takes the call
+    fn first_of(
+        &self,
+        mut indices: impl Iterator<Item = usize>,
+        call: &Pick<'_>,
+        options: &Options,
+    ) -> Option<Picked> {
+        indices.find_map(|index| {
+            let target = &self.targets[index];
+            let allowed = call.allows(&self.candidates[index]) && target.is_permitted(options);
+            if allowed { target.take(call.now) } else { None }
+        })
     }
 }
