@@ -64,6 +64,18 @@ impl Changes {
     }
 }
 
+/// Waits until so many of a channel's endpoints are ready
+///
+/// # Panics
+///
+/// If they are not within 20 s.
+pub async fn until_ready(channel: &Channel, endpoints: usize) {
+    let ready =
+        || channel.endpoints().iter().filter(|endpoint| endpoint.state == EndpointState::Ready).count();
+    let what = format!("{endpoints} endpoints are ready");
+    wait::until(&what, Duration::from_secs(20), || (ready() == endpoints).then_some(())).await;
+}
+
 /// Everything that came out of `channel.updates()` since the log was begun
 #[derive(Debug)]
 pub struct UpdateLog {

@@ -7,6 +7,7 @@
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`mod@go`] | go-zero and grpc-go in processes of their own |
 //! | [`registry`], [`etcd`] | an etcd, real or embedded, and what is in it |
+//! | [`ports`] | ports that stay ours while nobody listens on them |
 //! | [`proxy`] | a TCP proxy whose connections can be held, delayed, cut, reset and refused |
 //! | [`cluster`] | three real etcd members behind such proxies |
 //! | [`fleet`] | servers that register through a cluster, and clients that call them all the time |
@@ -37,6 +38,7 @@ pub mod echo {
     tonic::include_proto!("test");
 }
 
+pub mod ports;
 #[cfg(unix)]
 pub mod process;
 pub mod service;

@@ -442,7 +442,7 @@ async fn a_held_endpoint_that_has_lost_its_connection_is_not_dialled_again() {
 
 #[tokio::test]
 async fn an_endpoint_that_comes_back_connects_again_when_its_connection_ends() {
-    let server = greeter!().start().await;
+    let mut server = greeter!().start().await;
     let address = server.address();
     let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
@@ -452,7 +452,7 @@ async fn an_endpoint_that_comes_back_connects_again_when_its_connection_ends() {
     wait::until("it is held", BOUND, || (held(channel.endpoints()).len() == 1).then_some(())).await;
     changes.insert(address.clone());
     wait::until("it is not held", BOUND, || held(channel.endpoints()).is_empty().then_some(())).await;
-    drop(server);
+    server.kill9();
     log.until(&address, EndpointState::Backoff, began, BOUND).await;
     let lost = Instant::now();
     let _server = greeter!().listen(&address).start().await;

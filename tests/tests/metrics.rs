@@ -17,6 +17,7 @@ use callsign::{
     metrics::{Kind, Metric, TABLE},
 };
 use callsign_tests::{
+    bare::{Answer, Bare, headers},
     echo::{Chunk, echo_client::EchoClient},
     peers::Peer,
     proxy::Proxy,
@@ -31,7 +32,7 @@ use metrics_util::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 use tower::discover::Change;
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -232,6 +233,23 @@ async fn endpoints_by_state(recorded: &Recorded) {
     recorded.until_gauges_are_zero().await;
 }
 
+async fn ejections(recorded: &Recorded) {
+    let failing = Bare::start(Answer::Headers(headers(&Status::unavailable("not today")))).await;
+    let well = Bare::well().await;
+    let mut client = EchoClient::new(channel([failing.address(), well.address()]));
+    let ejected = async {
+        while recorded.value("callsign_ejected_endpoints", &[("service", SERVICE)]) == 0.0 {
+            // Whether it fails depends on who is drawn.
+            let _ = client.unary(resting()).await;
+        }
+    };
+    wait::within("the failing endpoint is ejected", BOUND, ejected).await;
+    assert!(recorded.value("callsign_ejections_total", &[("service", SERVICE)]) > 0.0);
+    assert_eq!(recorded.value("callsign_ejections_total", &[("reason", "silent")]), 0.0);
+    drop(client);
+    recorded.until_gauges_are_zero().await;
+}
+
 async fn discovery_session_and_registration(recorded: &Recorded) {
     let etcd = registry::etcd().await;
     let proxies = [Proxy::to(etcd.endpoint()).await, Proxy::to(etcd.endpoint()).await];
@@ -309,6 +327,11 @@ fn endpoints_are_counted_where_they_stand_until_the_channel_ends() {
 }
 
 #[test]
+fn an_endpoint_that_is_ejected_is_counted_with_the_reason() {
+    record(ejections);
+}
+
+#[test]
 fn a_session_and_what_is_built_from_it_are_counted_until_they_are_dropped() {
     record(discovery_session_and_registration);
 }
@@ -325,6 +348,7 @@ fn all_of_the_table_is_recorded_and_described_and_nothing_else() {
         calls_and_replays(recorded).await;
         calls_that_wait(recorded).await;
         endpoints_by_state(recorded).await;
+        ejections(recorded).await;
         discovery_session_and_registration(recorded).await;
         refused_logins(recorded).await;
 

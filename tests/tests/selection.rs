@@ -7,7 +7,7 @@ use std::{
 };
 
 use callsign::{
-    Address, Channel, EndpointState, Instance, Metadata,
+    Address, Channel, EndpointAddress, EndpointState, ExcludedEndpoint, Instance, Metadata, PinnedEndpoint,
     channel::SettingsError,
     discover::{self, fixed},
     policy::{Candidate, Pick, Policy},
@@ -22,7 +22,7 @@ use callsign_tests::{
     service::Local,
     wait,
 };
-use tonic::Code;
+use tonic::{Code, Request};
 use tracing::Level;
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -232,6 +232,27 @@ async fn a_zone_takes_all_calls_while_half_of_it_can_be_used() {
         log.until_lost(&gone, since, BOUND).await;
         let got = calls_to_far().await;
         assert_eq!(got > 0, is_far_called, "{left} of 3 are left, and of 60 calls {got} went far");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_near_may_take_goes_far() {
+    let began = Instant::now();
+    let [near, far] = &servers::<2>().await[..] else { panic!("two") };
+    let (channel, log, changes) = changing(|builder| builder.zone("eu-1"));
+    changes.insert(in_zone(near, "eu-1"));
+    changes.insert(in_zone(far, "us-1"));
+    until_ready(&log, &[near, far], began).await;
+    assert_eq!(shares(&channel, [near, far], 20).await, [20, 0]);
+    for wish in [Some(ExcludedEndpoint(near.address())), None] {
+        let mut request = Request::new(Chunk::default());
+        match wish {
+            Some(excluded) => drop(request.extensions_mut().insert(excluded)),
+            None => drop(request.extensions_mut().insert(PinnedEndpoint(far.address()))),
+        }
+        let call = EchoClient::new(channel.clone()).unary(request).await;
+        let answered = call.expect("the far one is ready").extensions().get().cloned();
+        assert_eq!(answered, Some(EndpointAddress(far.address())));
     }
 }
 

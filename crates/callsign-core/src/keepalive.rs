@@ -63,6 +63,17 @@ pub enum Verdict {
     Dead,
 }
 
+/// What became of the wish for a PING
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Send one, then ask for a verdict
+    Ping,
+    /// One that was sent before is not answered yet: it will do
+    Before,
+    /// The peer might mind one more
+    Denied,
+}
+
 /// Watches one connection for silence
 ///
 /// The owner reports what happens ([`on_read`](Self::on_read), [`on_message`](Self::on_message)) and asks for a
@@ -74,7 +85,8 @@ pub struct Watchdog {
     /// deadlines would otherwise hide a dead peer from us for ever.
     waiting_since: Option<Instant>,
     last_ping: Option<Instant>,
-    unanswered: bool,
+    /// When the peer is dead, if a ping is not answered.
+    dead_at: Option<Instant>,
     pings_since_message: u32,
     /// Calls begun when the last ping went out.
     calls_at_ping: u64,
@@ -101,7 +113,7 @@ impl Watchdog {
             keep_alive,
             waiting_since: None,
             last_ping: None,
-            unanswered: false,
+            dead_at: None,
             pings_since_message: 0,
             calls_at_ping: 0,
         }
@@ -110,7 +122,7 @@ impl Watchdog {
     /// Bytes came in; any byte proves that the peer lives
     pub fn on_read(&mut self) {
         self.waiting_since = None;
-        self.unanswered = false;
+        self.dead_at = None;
     }
 
     /// HEADERS or DATA came in: the peer's ping policy starts anew
@@ -127,9 +139,8 @@ impl Watchdog {
 
     /// What to do now
     pub fn verdict(&mut self, now: Instant, activity: Activity) -> Verdict {
-        let (KeepAlive::OnDemand { timeout, .. } | KeepAlive::Periodic { timeout, .. }) = self.keep_alive;
-        if let (true, Some(sent)) = (self.unanswered, self.last_ping) {
-            return if now >= sent + timeout { Verdict::Dead } else { Verdict::Wait(sent + timeout) };
+        if let Some(dead_at) = self.dead_at {
+            return if now >= dead_at { Verdict::Dead } else { Verdict::Wait(dead_at) };
         }
         if !activity.busy {
             return Verdict::Idle;
@@ -148,11 +159,39 @@ impl Watchdog {
             // A message or a new call may bring the next ping forward: never sleep for longer than it would then take.
             return Verdict::Wait(due.min(now + look_again));
         }
-        self.last_ping = Some(now);
-        self.unanswered = true;
-        self.pings_since_message += 1;
-        self.calls_at_ping = activity.calls;
+        self.on_ping(now, now, activity.calls);
         Verdict::Ping
+    }
+
+    /// Somebody has reason to believe that the peer is dead, and wants it to be asked now; `calls` have begun since the
+    /// connection was made
+    ///
+    /// Only the first ping after a message is for this: the next is for a peer that dies later. Nor does it bring a death
+    /// forward: who pauses for a few seconds is alive.
+    pub fn suspect(&mut self, now: Instant, calls: u64) -> Asked {
+        if self.dead_at.is_some() {
+            return Asked::Before;
+        }
+        let is_long_ago = self.last_ping.is_none_or(|last| now >= last + SLOW_PACE);
+        if self.pings_since_message > 0 && !is_long_ago {
+            return Asked::Denied;
+        }
+        let waiting_since = *self.waiting_since.get_or_insert(now);
+        let due = match self.keep_alive {
+            KeepAlive::OnDemand { silence, .. } => waiting_since + silence,
+            KeepAlive::Periodic { interval, .. } => self.last_ping.unwrap_or(waiting_since) + interval,
+        };
+        self.on_ping(now, due, calls);
+        Asked::Ping
+    }
+
+    /// A ping goes out that was `due`, if early
+    fn on_ping(&mut self, now: Instant, due: Instant, calls: u64) {
+        let (KeepAlive::OnDemand { timeout, .. } | KeepAlive::Periodic { timeout, .. }) = self.keep_alive;
+        self.last_ping = Some(now);
+        self.dead_at = Some(now.max(due) + timeout);
+        self.pings_since_message += 1;
+        self.calls_at_ping = calls;
     }
 
     /// Before when the peer would mind another ping; `None` if it would not
@@ -263,6 +302,75 @@ mod tests {
         let longest = KeepAlive::Periodic { interval: Duration::MAX, timeout };
         assert_eq!(longest.calmed(), longest);
         assert_eq!(KeepAlive::default().calmed(), KeepAlive::default());
+    }
+
+    #[test]
+    fn a_suspect_is_asked_at_once_and_dies_no_earlier_than_without_suspicion() {
+        let (mut dog, t0) = start();
+        dog.on_busy(|| t0);
+        assert_eq!(dog.suspect(t0 + secs(1), 1), Asked::Ping);
+        assert_eq!(dog.suspect(t0 + secs(2), 2), Asked::Before);
+        assert_eq!(dog.verdict(t0 + secs(2), IDLE), Verdict::Wait(t0 + secs(8)));
+        assert_eq!(dog.verdict(t0 + secs(8), IDLE), Verdict::Dead);
+    }
+
+    #[test]
+    fn a_suspect_that_was_silent_for_long_has_the_usual_time_to_answer() {
+        let (mut dog, t0) = start();
+        dog.on_busy(|| t0);
+        assert_eq!(dog.suspect(t0 + secs(100), 1), Asked::Ping);
+        assert_eq!(dog.verdict(t0 + secs(102), IDLE), Verdict::Wait(t0 + secs(103)));
+        assert_eq!(dog.verdict(t0 + secs(103), IDLE), Verdict::Dead);
+    }
+
+    #[test]
+    fn a_suspect_that_answers_late_is_watched_as_before() {
+        let (mut dog, t0) = start();
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.suspect(t0, 1), Asked::Ping);
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(7), IDLE), Verdict::Idle);
+        assert_eq!(pings(&mut dog, t0, 7, 200, BUSY), [12], "the second of two");
+    }
+
+    #[test]
+    fn a_suspicion_during_the_watchdogs_own_ping_costs_none() {
+        let (mut dog, t0) = start();
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Ping);
+        assert_eq!(dog.suspect(t0 + secs(6), 2), Asked::Before);
+        assert_eq!(dog.verdict(t0 + secs(8), BUSY), Verdict::Dead);
+    }
+
+    #[test]
+    fn suspicions_get_one_ping_between_two_messages_and_leave_the_others_for_silence() {
+        let (mut dog, t0) = start();
+        let mut asked = |after, calls| {
+            let asked = dog.suspect(t0 + secs(after), calls);
+            dog.on_read();
+            asked
+        };
+        assert_eq!([asked(0, 1), asked(10, 1), asked(20, 2)], [Asked::Ping, Asked::Denied, Asked::Denied]);
+        assert_eq!([asked(309, 3), asked(310, 3)], [Asked::Denied, Asked::Ping]);
+        dog.on_message();
+        assert_eq!(dog.suspect(t0 + secs(311), 3), Asked::Ping);
+        dog.on_read();
+        let another = Activity { busy: true, calls: 4 };
+        assert_eq!(pings(&mut dog, t0, 311, 400, another), [316], "for a peer that dies later");
+    }
+
+    #[test]
+    fn suspicions_beside_periodic_pings_are_within_the_same_bounds() {
+        let (_, t0) = start();
+        let mut dog = Watchdog::new(KeepAlive::Periodic { interval: secs(10), timeout: secs(3) });
+        dog.verdict(t0, BUSY);
+        assert_eq!(dog.suspect(t0 + secs(4), 1), Asked::Ping);
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Wait(t0 + secs(13)));
+        dog.on_read();
+        assert_eq!(dog.verdict(t0 + secs(5), BUSY), Verdict::Wait(t0 + secs(14)));
+        assert_eq!(dog.verdict(t0 + secs(14), BUSY), Verdict::Ping);
+        dog.on_read();
+        assert_eq!(dog.suspect(t0 + secs(15), 1), Asked::Denied);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`streams`] | whether a connection has room for one more stream |
 //! | [`backoff`] | when to try again |
 //! | [`keepalive`] | when to ask a silent peer whether it lives, and when to give it up |
+//! | [`ejection`] | which endpoints get no calls although they are connected |
 //! | [`subset`] | which instances of many a client connects to |
 //! | [`zone`] | whether only the endpoints that are near take calls |
 //! | [`slow_start`] | how soon an endpoint that has just come gets its full share |
@@ -23,6 +24,7 @@ pub mod streams;
 pub mod backoff;
 pub mod keepalive;
 
+pub mod ejection;
 pub mod hold;
 pub mod slow_start;
 pub mod subset;

@@ -37,6 +37,8 @@ pub struct Load {
     failed_at: AtomicU64,
     /// Calls in flight whose response has not begun.
     waiting: AtomicU32,
+    /// Calls that may wait at the same time; [`UNLIMITED`] but on trial.
+    most_waiting: AtomicU32,
     started: AtomicU64,
     answers: AtomicU64,
     succeeded: AtomicU64,
@@ -53,6 +55,7 @@ impl Load {
             epoch: now,
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            most_waiting: AtomicU32::new(UNLIMITED),
             unanswered_since: AtomicU64::new(0),
             latency: Latency::default(),
             failures: AtomicU32::new(0),
@@ -64,14 +67,16 @@ impl Load {
         }
     }
 
-    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins
-    pub fn start(&self, now: Instant) {
+    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins;
+    /// false if it is one more than a [trial](Self::try_out) lets in: then it is not to be sent
+    pub fn start(&self, now: Instant) -> bool {
         self.in_flight.fetch_add(1, Relaxed);
-        self.waiting.fetch_add(1, Relaxed);
+        let is_let_in = self.waiting.fetch_add(1, Relaxed) < self.most_waiting.load(Relaxed);
         self.started.fetch_add(1, Relaxed);
         if self.unanswered_since.load(Relaxed) == 0 {
             self.unanswered_since.store(self.nanos(now) + 1, Relaxed);
         }
+        is_let_in
     }
 
     /// The response of a call has begun, `latency` after it was sent; `None` if that says nothing of the usual latency,
@@ -134,6 +139,7 @@ impl Load {
     pub fn failed(&self, now: Instant) -> u32 {
         self.failed.fetch_add(1, Relaxed);
         self.failed_at.store(self.nanos(now), Relaxed);
+        self.end_trial();
         self.failures.fetch_add(1, Relaxed).saturating_add(1)
     }
 
@@ -180,9 +186,65 @@ impl Load {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
     }
 
+    /// The same as of the last sample, however long ago that is
+    pub(crate) fn last_latency(&self) -> Option<Duration> {
+        self.latency.last().map(|nanos| Duration::from_nanos(nanos as u64))
+    }
+
     /// What a new endpoint is expected to be like; without effect once there was a sample
     pub fn seed(&self, latency: Duration, now: Instant) {
         self.latency.seed(latency, self.millis(now));
+    }
+
+    /// The latency is unknown again, and can be [seeded](Self::seed) as a new endpoint's
+    pub fn forget_latency(&self) {
+        self.latency.forget();
+    }
+
+    /// The next failure is the first in its row
+    pub fn forget_failures_in_a_row(&self) {
+        self.failures.store(0, Relaxed);
+    }
+
+    /// From here on one call at a time is let in, beside those that wait already, and none after the first that
+    /// [failed](Self::failed)
+    ///
+    /// Asked for again and again: who waits no more does not count.
+    pub fn try_out(&self) {
+        let most = self.waiting().saturating_add(1);
+        // Only lowered: a trial that has failed is over.
+        self.most_waiting.fetch_min(most, Relaxed);
+    }
+
+    /// Ends a [trial](Self::try_out), if there is one: all calls are let in
+    pub fn let_all_in(&self) {
+        // Asked for again and again, and hardly ever news.
+        if self.is_on_trial() {
+            self.most_waiting.store(UNLIMITED, Relaxed);
+        }
+    }
+
+    /// Whether calls are let in one at a time, or none since one has failed
+    pub fn is_on_trial(&self) -> bool {
+        self.most_waiting.load(Relaxed) != UNLIMITED
+    }
+
+    /// Whether one more call is let in
+    pub(crate) fn lets_in(&self) -> bool {
+        // The limit first: but on trial nothing else is looked at.
+        match self.most_waiting.load(Relaxed) {
+            UNLIMITED => true,
+            most => self.waiting() < most,
+        }
+    }
+
+    /// Lets nobody in any more, if on trial
+    fn end_trial(&self) {
+        let most = self.most_waiting.load(Relaxed);
+        if most != UNLIMITED {
+            // An error means that the trial has just ended otherwise.
+            let _ = self.most_waiting.compare_exchange(most, 0, Relaxed, Relaxed);
+        }
     }
 
     /// How long calls have waited without an answer to any of them; zero if none waits
@@ -228,6 +290,8 @@ impl Load {
     }
 }
 
+/// No limit to the calls that wait.
+const UNLIMITED: u32 = u32::MAX;
 /// Below it latencies are alike, in nanoseconds: 1 ms, as in linkerd2-proxy. Less is the machine's noise.
 const FLOOR: f32 = 1e6;
 /// What each failure in a row adds to the factor on the expected latency. Of our own: an endpoint that fails at once has no
@@ -302,6 +366,14 @@ impl Latency {
         let seed = pack(latency.as_nanos() as f32, now);
         // Only what is unknown: an error is a sample that came first.
         let _ = self.estimate.compare_exchange(0, seed, Relaxed, Relaxed);
+    }
+
+    fn forget(&self) {
+        self.estimate.store(0, Relaxed);
+    }
+
+    fn last(&self) -> Option<f32> {
+        unpack(self.estimate.load(Relaxed)).map(|(known, _)| known)
     }
 
     fn read(&self, now: u32) -> Option<f32> {
@@ -469,6 +541,51 @@ mod tests {
         load.succeeded();
         assert_eq!((load.expected(t0), load.failures_in_a_row()), (healthy, 0));
         assert_eq!((load.successes(), load.failures()), (1, 2));
+    }
+
+    #[test]
+    fn a_new_beginning_forgets_failures_and_latency_but_no_count() {
+        let (load, t0) = load();
+        load.seed(70 * MS, t0);
+        load.failed(t0);
+        load.forget_latency();
+        load.forget_failures_in_a_row();
+        load.seed(7 * MS, t0);
+        assert!(near(load.latency(t0), 7 * MS));
+        assert_eq!((load.failures_in_a_row(), load.failures()), (0, 1));
+    }
+
+    #[test]
+    fn on_trial_one_call_at_a_time_is_let_in_beside_those_that_wait_already() {
+        let (load, t0) = load();
+        load.start(t0);
+        load.try_out();
+        assert!(load.is_on_trial() && load.lets_in());
+        assert!(load.start(t0) && !load.lets_in());
+        assert!(!load.start(t0), "one of two that come at the same time");
+        load.untaken();
+        load.answered(Some(MS), t0);
+        assert!(load.lets_in());
+        load.given_up(MS, t0);
+        load.try_out();
+        load.start(t0);
+        assert!(!load.lets_in(), "who waited already has left");
+        load.let_all_in();
+        assert!(load.lets_in() && !load.is_on_trial());
+    }
+
+    #[test]
+    fn on_trial_nobody_is_let_in_after_a_failure() {
+        let (load, t0) = load();
+        load.failed(t0);
+        assert!(load.lets_in(), "without a trial failures shut nobody out");
+        load.try_out();
+        load.failed(t0);
+        load.try_out();
+        assert!(!load.lets_in() && load.is_on_trial());
+        load.let_all_in();
+        load.try_out();
+        assert!(load.lets_in());
     }
 
     #[test]

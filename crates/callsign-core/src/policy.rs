@@ -207,9 +207,13 @@ impl<'a> Pick<'a> {
         Self { random, now, avoid: None, excluded: None, key: None, headers: &() }
     }
 
-    /// Whether this call may go to `candidate`: its connection has room, and it is not one that is not wanted
+    /// Whether this call may go to `candidate`: its connection has room, it is not one that is not wanted, and if it is on
+    /// trial, no other call waits there
     pub fn allows(&self, candidate: &Candidate) -> bool {
         let unwanted = Some(candidate.endpoint);
-        candidate.has_room() && self.avoid != unwanted && self.excluded != unwanted
+        candidate.has_room()
+            && candidate.load.lets_in()
+            && self.avoid != unwanted
+            && self.excluded != unwanted
     }
 }

@@ -57,6 +57,7 @@ pub use self::{
     view::{EndpointInfo, EndpointUpdate, Updates},
 };
 pub use crate::endpoint::EndpointState;
+pub use callsign_core::ejection::Reason as EjectionReason;
 
 use self::{
     connecting::{Connecting, connecting_settings},
@@ -67,6 +68,7 @@ use self::{
     shared::Shared,
 };
 use crate::{
+    attention::Attention,
     connection::{self, Waiters},
     instance::{Address, Instance},
     metrics::ChannelMeters,
@@ -274,7 +276,9 @@ impl Settings {
         let subset = connecting.subset()?;
         let selection = Selection::new(Rules { encrypted, accept: connecting.accept, authority }, subset);
         let meters = Arc::new(ChannelMeters::new(&self.service));
-        let config = EndpointConfig { connection, meters: Arc::clone(&meters) };
+        let attention = Arc::<Attention>::default();
+        let config =
+            EndpointConfig { connection, attention: Arc::clone(&attention), meters: Arc::clone(&meters) };
         let shared = Arc::new(Shared::new(
             self.service,
             self.balancer.within(connecting.around),
@@ -285,7 +289,7 @@ impl Settings {
         ));
         let (used, unused) = oneshot::channel();
         let members = Members::new(config, self.hold_window);
-        let pool = Pool::new(discover, selection, members, Arc::clone(&shared));
+        let pool = Pool::new(discover, selection, members, Arc::clone(&shared), attention);
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }

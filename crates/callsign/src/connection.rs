@@ -10,6 +10,7 @@ mod driver;
 mod io;
 mod tap;
 mod waiters;
+mod wish;
 
 use std::{
     future::{Future as _, poll_fn},
@@ -24,7 +25,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
-use callsign_core::{keepalive::KeepAlive, streams::Streams};
+use callsign_core::{ejection::Probe, keepalive::KeepAlive, streams::Streams};
 use h2::{Reason, client};
 use tokio::{
     sync::watch,
@@ -36,6 +37,7 @@ pub(crate) use self::{body::Incoming, driver::Driver, io::Transport, waiters::Wa
 use self::{
     io::Io,
     tap::{News, Tap},
+    wish::Wish,
 };
 use crate::{error, instance::Address, replay::Outgoing};
 
@@ -133,6 +135,7 @@ async fn handshake(address: &Address, config: &Config, io: Io) -> Result<(Connec
         outbox: Mutex::new(Outbox { send: Some(send), calls: 0 }),
         closed: watch::Sender::new(None),
         answered: AtomicBool::new(false),
+        wish: Wish::default(),
         waiters: Arc::clone(&config.waiters),
         waker: AtomicWaker::new(),
     });
@@ -250,6 +253,17 @@ impl Sender {
         &self.shared.streams
     }
 
+    /// Asks for a PING now, if the peer does not mind; unanswered, it ends the connection
+    pub(crate) fn probe(&self) {
+        self.shared.wish.ask();
+        self.shared.waker.wake();
+    }
+
+    /// What became of the last [`probe`](Self::probe)
+    pub(crate) fn probed(&self) -> Probe {
+        self.shared.wish.state()
+    }
+
     /// Takes a stream, if the peer allows one more
     pub(crate) fn try_open(&self) -> Option<OpenStream> {
         let before = self.shared.streams.try_open()?;
@@ -333,6 +347,7 @@ struct Shared {
     closed: watch::Sender<Option<Closed>>,
     /// Whether a response has ever begun.
     answered: AtomicBool,
+    wish: Wish,
     /// Calls that wait for a stream, on this connection or another of their channel.
     waiters: Arc<Waiters>,
     /// The driver's.

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use callsign_core::{backoff::Backoff, load::Load};
+use callsign_core::{backoff::Backoff, ejection::MOST_FAILURES, load::Load};
 use http::uri::{Authority, Scheme};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -13,6 +13,7 @@ use tonic::Code;
 use tracing::Span;
 
 use crate::{
+    attention::Attention,
     connection::{self, Closed, Sender},
     instance::Address,
     metrics::{EndpointMeters, code_name},
@@ -60,20 +61,35 @@ pub(crate) struct Endpoint {
     /// `:scheme` of its calls.
     pub(crate) scheme: Scheme,
     pub(crate) load: Arc<Load>,
+    /// Of whoever judges it by its load.
+    pub(crate) attention: Arc<Attention>,
     pub(crate) meters: EndpointMeters,
 }
 
 impl Endpoint {
-    /// Counts a call as in flight until the guard is dropped
-    pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> InFlight {
-        self.load.start(now);
-        self.meters.picked();
-        InFlight {
+    /// Counts a call as in flight until the guard is dropped; `None` if the endpoint is on trial, and others were faster
+    pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> Option<InFlight> {
+        let is_let_in = self.load.start(now);
+        let in_flight = InFlight {
             endpoint: Arc::clone(self),
             started: now,
             waiting: true,
             code: Some(Code::Cancelled),
             span: Span::none(),
+        };
+        if !is_let_in {
+            in_flight.untaken();
+            return None;
+        }
+        self.attention.stir();
+        self.meters.picked();
+        Some(in_flight)
+    }
+
+    /// A call does not wait for its response any more: on trial that is for the pool to judge, and lets another one in
+    fn on_trial_call(&self) {
+        if self.load.is_on_trial() {
+            self.attention.call();
         }
     }
 }
@@ -115,23 +131,29 @@ impl InFlight {
         self.endpoint.meters.answered(latency);
         // Who fails at once is not fast.
         self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
+        self.endpoint.on_trial_call();
     }
 
     /// The call has ended with `code`
     pub(crate) fn ended(mut self, code: Code) {
         self.code = Some(code);
-        let load = &self.endpoint.load;
+        let Endpoint { load, attention, .. } = &*self.endpoint;
         if blames(code) {
-            load.failed(Instant::now().into_std());
+            let in_a_row = load.failed(Instant::now().into_std());
+            if in_a_row == MOST_FAILURES {
+                attention.call();
+            }
         } else {
             load.succeeded();
         }
+        self.endpoint.on_trial_call();
     }
 
     /// The endpoint has not taken the call
     pub(crate) fn untaken(mut self) {
         (self.waiting, self.code) = (false, None);
         self.endpoint.load.untaken();
+        self.endpoint.on_trial_call();
     }
 }
 
@@ -141,6 +163,7 @@ impl Drop for InFlight {
         if self.waiting {
             let now = Instant::now().into_std();
             load.given_up(now.saturating_duration_since(self.started), now);
+            self.endpoint.on_trial_call();
         }
         load.finish();
         if let Some(code) = self.code {

@@ -67,6 +67,7 @@ pub mod metrics;
 pub mod tls;
 pub use callsign_core::policy;
 
+mod attention;
 mod connection;
 mod deadline;
 mod endpoint;
@@ -80,8 +81,8 @@ mod fuzz;
 #[cfg(feature = "etcd")]
 pub use crate::channel::EtcdChannel;
 pub use crate::channel::{
-    Channel, ChannelState, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate, ExcludedEndpoint,
-    HashKey, PinnedEndpoint, Updates, WaitForReady,
+    Channel, ChannelState, EjectionReason, EndpointAddress, EndpointInfo, EndpointState, EndpointUpdate,
+    ExcludedEndpoint, HashKey, PinnedEndpoint, Updates, WaitForReady,
 };
 #[cfg(feature = "etcd")]
 pub use crate::etcd::{

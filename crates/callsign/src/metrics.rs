@@ -117,6 +117,10 @@ table! {
         "Endpoints by state: idle, connecting, ready, backoff or draining";
     HELD: Gauge of Count, "callsign_held_endpoints" ["service"],
         "Endpoints that are called although discovery has removed them, because too many vanished at once";
+    EJECTED: Gauge of Count, "callsign_ejected_endpoints" ["service"],
+        "Endpoints that are ready, and to which no call is sent since they are silent or fail";
+    EJECTIONS: Counter of Count, "callsign_ejections_total" ["service" "reason"],
+        "Endpoints ejected, by reason: silent, consecutive_failures or success_rate";
     LISTS: Counter of Count, "callsign_discovery_lists_total" ["name"],
         "Lists read from etcd: the first, and one whenever changes could have been missed";
     RESUMES: Counter of Count, "callsign_discovery_resumes_total" ["name"],

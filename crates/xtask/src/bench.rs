@@ -5,8 +5,12 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// Every measurement: a program of the package `callsign-benches`.
-const BENCHES: [(&str, &str); 4] = [
+const BENCHES: [(&str, &str); 5] = [
     ("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel"),
+    (
+        "churn",
+        "memory of an idle endpoint beside a bare h2 connection; endpoints that come and go under load",
+    ),
     (
         "discovery",
         "from a put to the update beside a bare etcd watch; 10 000 instances: list, change, memory",

@@ -18,6 +18,7 @@ use super::{
     shared::{Book, Standing},
 };
 use crate::{
+    attention::Attention,
     connection,
     endpoint::{self, Endpoint, Event, Handle},
     instance::Instance,
@@ -29,6 +30,7 @@ use crate::{
 pub(super) struct EndpointConfig {
     pub(super) connection: connection::Config,
     pub(super) meters: Arc<ChannelMeters>,
+    pub(super) attention: Arc<Attention>,
 }
 
 /// Every endpoint that is not let go of: those that are selected, and removed ones that keep their connections
@@ -96,8 +98,9 @@ impl<K: Hash + Eq> Members<K> {
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
         let scheme = self.config.connection.transport.scheme();
+        let attention = Arc::clone(&self.config.attention);
         let meters = self.config.meters.endpoint(&address);
-        let endpoint = Arc::new(Endpoint { number, address, authority, scheme, load, meters });
+        let endpoint = Arc::new(Endpoint { number, address, authority, scheme, load, attention, meters });
         book.add(Arc::clone(&endpoint), instance.metadata.clone());
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);

@@ -9,6 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use callsign_core::ejection::{Ejection, INTERVAL};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, Sleep, sleep_until},
@@ -21,9 +22,13 @@ use tower::{
 use super::{
     members::Members,
     selection::{Selection, Step},
-    shared::Shared,
+    shared::{Book, Shared},
 };
-use crate::{endpoint::Event, instance::Instance};
+use crate::{
+    attention::Attention,
+    endpoint::{EndpointState, Event},
+    instance::Instance,
+};
 
 /// The one writer of a channel's set of endpoints
 pub(super) struct Pool<D: Discover> {
@@ -36,6 +41,11 @@ pub(super) struct Pool<D: Discover> {
     reporter: mpsc::UnboundedSender<Event>,
     /// Set while removed endpoints keep their connections: one for all of them.
     timer: Option<Pin<Box<Sleep>>>,
+    ejection: Ejection,
+    /// Set while there is something to judge.
+    look: Option<Pin<Box<Sleep>>>,
+    /// Wakes us when there is again.
+    attention: Arc<Attention>,
 }
 
 /// One thing that happened
@@ -47,6 +57,8 @@ enum News<K> {
     Endpoint(Event),
     /// The time of a removed endpoint is over.
     Due,
+    /// The endpoints are to be judged.
+    Look,
 }
 
 impl<D> Pool<D>
@@ -60,9 +72,12 @@ where
         selection: Selection<D::Key>,
         members: Members<Arc<D::Key>>,
         shared: Arc<Shared>,
+        attention: Arc<Attention>,
     ) -> Self {
         let (reporter, events) = mpsc::unbounded_channel();
-        Self { discover: Some(discover), selection, members, shared, events, reporter, timer: None }
+        let (discover, ejection) = (Some(discover), Ejection::new());
+        let (timer, look) = (None, None);
+        Self { discover, selection, members, shared, events, reporter, timer, ejection, look, attention }
     }
 
     /// Runs until the channel's last handle is gone; then every endpoint drains by itself
@@ -95,9 +110,11 @@ where
         if let Poll::Ready(Some(event)) = self.events.poll_recv(cx) {
             return Poll::Ready(News::Endpoint(event));
         }
-        if self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
-            self.timer = None;
+        if is_over(&mut self.timer, cx) {
             return Poll::Ready(News::Due);
+        }
+        if self.attention.poll_called(cx).is_ready() || is_over(&mut self.look, cx) {
+            return Poll::Ready(News::Look);
         }
         let Some(discover) = &mut self.discover else { return Poll::Pending };
         Pin::new(discover).poll_discover(cx).map(|change| match change {
@@ -112,10 +129,10 @@ where
 
     /// Applies everything, publishes once, and only then tells those who listen
     fn apply(&mut self, batch: &mut Vec<News<D::Key>>) {
-        let Self { selection, members, shared, reporter, .. } = self;
+        let Self { selection, members, shared, reporter, ejection, attention, .. } = self;
         let service = shared.service();
         let now = Instant::now().into_std();
-        let mut events = Vec::new();
+        let (mut events, mut is_due) = (Vec::new(), false);
         // Before the book is opened: a rule of the user's may take its time, or look at the endpoints.
         for news in batch.drain(..) {
             match news {
@@ -127,9 +144,15 @@ where
                 News::Failed(error) => {
                     tracing::warn!(service, %error, "discovery reports an error; the set stays");
                 }
-                News::Endpoint(event) => events.push(event),
+                News::Endpoint(event) => {
+                    if event.state == EndpointState::Gone {
+                        ejection.forget(event.endpoint);
+                    }
+                    events.push(event);
+                }
                 // That is for `settle`.
                 News::Due => {}
+                News::Look => is_due = true,
             }
         }
         let mut book = shared.book();
@@ -145,20 +168,69 @@ where
         }
         book.why_none = selection.why_none();
         members.settle(service, &mut book, now);
-        shared.publish(book);
-        self.arm();
-    }
-
-    fn arm(&mut self) {
-        let Some(due) = self.members.due().map(Instant::from_std) else {
-            self.timer = None;
-            return;
-        };
-        match &mut self.timer {
-            Some(timer) if timer.deadline() == due => {}
-            Some(timer) => timer.as_mut().reset(due),
-            None => self.timer = Some(Box::pin(sleep_until(due))),
+        // Also of who is left when others go.
+        if is_due || book.is_stale() {
+            arm(&mut self.look, judge(ejection, attention, shared, &mut book, now));
         }
+        shared.publish(book);
+        arm(&mut self.timer, members.due());
+    }
+}
+
+/// Ejects endpoints and lets them in again, as far as the book goes; when to do so again
+fn judge(
+    ejection: &mut Ejection,
+    attention: &Attention,
+    shared: &Shared,
+    book: &mut Book,
+    now: std::time::Instant,
+) -> Option<std::time::Instant> {
+    let service = shared.service();
+    let judgement = ejection.judge(now, book.looks());
+    for endpoint in judgement.probes {
+        book.probe(endpoint);
+    }
+    if judgement.spared > 0 {
+        let spared = judgement.spared;
+        tracing::warn!(
+            service,
+            spared,
+            "too few endpoints would be left: some that should be ejected are used"
+        );
+    }
+    if judgement.is_news || book.is_stale() {
+        book.eject(service, |endpoint| ejection.ejected(endpoint));
+    }
+    if judgement.on_trial {
+        // Perhaps the one call that is let in has ended.
+        shared.wake_all();
+    }
+    if let Some(due) = ejection.due() {
+        attention.wake_up();
+        return Some(due);
+    }
+    // One more look: a call that began in between may have woken nobody.
+    attention.sleep().then(|| now + INTERVAL)
+}
+
+/// Whether the time of `timer` has come, which is its end
+fn is_over(timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
+    let is_over = timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready());
+    if is_over {
+        *timer = None;
+    }
+    is_over
+}
+
+fn arm(timer: &mut Option<Pin<Box<Sleep>>>, due: Option<std::time::Instant>) {
+    let Some(due) = due.map(Instant::from_std) else {
+        *timer = None;
+        return;
+    };
+    match timer {
+        Some(timer) if timer.deadline() == due => {}
+        Some(timer) => timer.as_mut().reset(due),
+        None => *timer = Some(Box::pin(sleep_until(due))),
     }
 }
 

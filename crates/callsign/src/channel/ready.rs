@@ -63,6 +63,8 @@ fn picker(policy: Arc<impl Policy>, candidates: &[Candidate]) -> Picker {
 pub(super) struct Target {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) sender: Sender,
+    /// Its address as `host:port`.
+    pub(super) name: Arc<str>,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
     /// Since when its server is, for slow start.
@@ -71,10 +73,10 @@ pub(super) struct Target {
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, weight, zone, .. } = self;
+        let Self { endpoint, sender, name, weight, zone, .. } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
-            .with_name(endpoint.authority.as_str())
+            .with_name(Arc::clone(name))
             .with_zone(zone.clone())
     }
 
@@ -83,19 +85,26 @@ impl Target {
         options.permit(&self.endpoint.address)
     }
 
-    /// Takes a stream, if there is one
+    /// Takes a call, if there is room
     fn take(&self, now: std::time::Instant) -> Option<Picked> {
         let stream = self.sender.try_open()?;
-        Some(Picked { stream, in_flight: self.endpoint.start(now) })
+        Some(Picked { stream, in_flight: self.endpoint.start(now)? })
     }
 }
 
-/// The endpoints that are ready: as policies see them, if they take part, and as calls use them
+/// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
+///
+/// First those that policies pick from; then those that are in another zone than the preferred one and those that fail, for
+/// calls that none of the first can take; then all others, for calls that want this one and no other.
 pub(super) struct Ready {
-    /// As many of the `targets`, in the same order.
     candidates: Vec<Candidate>,
-    /// First those that take part, then the others.
     targets: Vec<Target>,
+    /// Policies pick from those before this index,
+    taking_part: usize,
+    /// none before this one is ejected,
+    usable: usize,
+    /// and none before this one is silent.
+    spare: usize,
     picker: Picker,
     around: Around,
 }
@@ -113,20 +122,30 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    /// Those that are ready; `near` endpoints are in the preferred zone, ready or not
-    pub(super) fn new(balancer: &Balancer, targets: impl Iterator<Item = Target>, near: usize) -> Self {
+    /// Those that are ready, by whether they are ejected and why; `near` endpoints are in the preferred zone, ready or not
+    pub(super) fn new(
+        balancer: &Balancer,
+        near: usize,
+        usable: Vec<Target>,
+        failing: Vec<Target>,
+        silent: Vec<Target>,
+    ) -> Self {
         let around = balancer.around.clone();
-        let (mut targets, others) =
-            around.take_part(targets.collect(), near, |target: &Target| target.zone.as_deref());
+        let (taking_part, far) = around.take_part(usable, near, |target: &Target| target.zone.as_deref());
+        let usable = taking_part.len()..taking_part.len() + far.len();
+        let spare = usable.end + failing.len();
+        let targets: Vec<_> = [taking_part, far, failing, silent].into_iter().flatten().collect();
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
-        targets.extend(others);
-        let picker = (balancer.plan)(&candidates);
-        Self { candidates, targets, picker, around }
+        let picker = (balancer.plan)(&candidates[..usable.start]);
+        Self { candidates, targets, taking_part: usable.start, usable: usable.end, spare, picker, around }
     }
 
     pub(super) fn empty() -> Self {
         let (candidates, targets) = (Vec::new(), Vec::new());
-        Self { candidates, targets, picker: Box::new(|_, _| None), around: Around::default() }
+        let (taking_part, usable, spare) = (0, 0, 0);
+        let picker: Picker = Box::new(|_, _| None);
+        let around = Around::default();
+        Self { candidates, targets, taking_part, usable, spare, picker, around }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -139,7 +158,7 @@ impl Ready {
         let options = asked.options;
         let picked = match options.pinned() {
             // What has just handed the call back is asked again: there is no other.
-            Some(_) => self.permitted(asked.options).find_map(|target| target.take(now)),
+            Some(_) => self.permitted(options).find_map(|target| target.take(now)),
             None => self.pick_by_policy(asked, now),
         };
         picked.ok_or_else(|| {
@@ -150,52 +169,50 @@ impl Ready {
     }
 
     fn pick_by_policy(&self, asked: Asked<'_>, now: std::time::Instant) -> Option<Picked> {
+        let options = asked.options;
         let mut random = fastrand::Rng::new();
         let mut call = Pick::new(&mut random, now);
-        (call.avoid, call.key, call.headers) = (asked.avoid, asked.options.key(), &asked.headers);
-        if asked.options.excluded().is_some() {
-            let excluded = self.targets.iter().find(|target| !target.is_permitted(asked.options));
+        (call.avoid, call.key, call.headers) = (asked.avoid, options.key(), &asked.headers);
+        if options.excluded().is_some() {
+            let excluded = self.targets.iter().find(|target| !target.is_permitted(options));
             call.excluded = excluded.map(|target| target.endpoint.number);
         }
-        let picked = self.pick_for(&mut call, asked.options);
-        picked.or_else(|| self.elsewhere(&mut call, asked.options)).or_else(|| {
-            // Another endpoint if there is one, else the same one again.
-            asked.avoid?;
-            call.avoid = None;
-            self.pick_for(&mut call, asked.options)
-        })
+        let picked =
+            self.pick_for(&mut call, options).or_else(|| self.pick_far(&mut call, options)).or_else(|| {
+                // Another endpoint if there is one, else the same one again.
+                asked.avoid?;
+                call.avoid = None;
+                self.pick_for(&mut call, options)
+            });
+        // A failing endpoint may answer, a full one does not.
+        picked.or_else(|| self.first_of(self.usable..self.spare, &call, options))
     }
 
     /// Any that is ready but takes no part, when those that do cannot take the call
-    fn elsewhere(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
-        let others = &self.targets[self.candidates.len()..];
-        let (later, first) = others.split_at(call.random.usize(..=others.len()));
-        let wanted =
-            |target: &&Target| call.avoid != Some(target.endpoint.number) && target.is_permitted(options);
-        first.iter().chain(later).filter(wanted).find_map(|target| target.take(call.now))
+    fn pick_far(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
+        // Policies know one excluded endpoint, and several may have its address: then one of the others is usable still.
+        let first = if options.excluded().is_some() { 0 } else { self.taking_part };
+        let start = call.random.usize(first..=self.usable);
+        self.first_of((start..self.usable).chain(first..start), call, options)
     }
 
-    /// The targets that a call may go to as far as its caller is concerned
+    /// The targets that a call may go to as far as its caller is concerned: for one that is pinned they may be ejected
     fn permitted(&self, options: &Options) -> impl Iterator<Item = &Target> {
-        self.targets.iter().filter(|target| target.is_permitted(options))
+        let count = if options.pinned().is_some() { self.targets.len() } else { self.spare };
+        self.targets[..count].iter().filter(|target| target.is_permitted(options))
     }
 
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
-        for _ in 0..=self.candidates.len() {
+        for _ in 0..=self.taking_part {
             let chosen = self.choose(call)?;
-            let target = self.targets.get(chosen)?;
+            let target = self.targets[..self.taking_part].get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;
             }
             if !target.is_permitted(options) {
-                // Policies know one excluded endpoint; several may have its address.
-                let mut all = self.candidates.iter().zip(&self.targets);
-                return all.find_map(|(candidate, target)| {
-                    let allowed = call.allows(candidate) && target.is_permitted(options);
-                    if allowed { target.take(call.now) } else { None }
-                });
+                return None;
             }
             if let Some(picked) = target.take(call.now) {
                 return Some(picked);
@@ -206,24 +223,38 @@ impl Ready {
 
     /// The policy's choice; one that has just come often makes way for another
     fn choose(&self, call: &mut Pick<'_>) -> Option<usize> {
-        let chosen = (self.picker)(&self.candidates, call)?;
+        let (candidates, targets) = (&self.candidates[..self.taking_part], &self.targets[..self.taking_part]);
+        let chosen = (self.picker)(candidates, call)?;
         // Who avoids one already is not choosy.
         if call.avoid.is_some() {
             return Some(chosen);
         }
         let now = call.now;
-        let share =
-            |index| self.targets.get(index).map(|target: &Target| self.around.share(&target.fresh, now));
+        let share = |index| targets.get(index).map(|target: &Target| self.around.share(&target.fresh, now));
         let its = share(chosen)?;
         // As good as any other can be.
         if its >= 1.0 {
             return Some(chosen);
         }
         let draw = call.random.f64();
-        call.avoid = self.targets.get(chosen).map(|target| target.endpoint.number);
-        let other = (self.picker)(&self.candidates, call);
+        call.avoid = targets.get(chosen).map(|target| target.endpoint.number);
+        let other = (self.picker)(candidates, call);
         call.avoid = None;
         let other = other.filter(|other| slow_start::makes_way(its, share(*other).unwrap_or(its), draw));
         Some(other.unwrap_or(chosen))
+    }
+
+    /// The first that takes the call
+    fn first_of(
+        &self,
+        mut indices: impl Iterator<Item = usize>,
+        call: &Pick<'_>,
+        options: &Options,
+    ) -> Option<Picked> {
+        indices.find_map(|index| {
+            let target = &self.targets[index];
+            let allowed = call.allows(&self.candidates[index]) && target.is_permitted(options);
+            if allowed { target.take(call.now) } else { None }
+        })
     }
 }

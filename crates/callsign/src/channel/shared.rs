@@ -10,7 +10,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use callsign_core::slow_start::Freshness;
+use callsign_core::{
+    ejection::{Look, Reason},
+    slow_start::Freshness,
+};
 use tokio::{
     sync::{broadcast, watch},
     time::{Instant, timeout_at},
@@ -67,6 +70,9 @@ pub(super) struct Entry {
     endpoint: Arc<Endpoint>,
     /// As discovery has told it last.
     metadata: Metadata,
+    /// Of those who pick, who get it anew with each change of the set.
+    name: Arc<str>,
+    zone: Option<Arc<str>>,
     standing: Standing,
     /// As its task sees it, which knows nothing of discovery.
     state: EndpointState,
@@ -76,6 +82,8 @@ pub(super) struct Entry {
     /// Whether the last attempt to connect that has ended has failed.
     failing: bool,
     fresh: Freshness,
+    /// Why no call is sent to it although it is ready.
+    ejected: Option<Reason>,
 }
 
 /// What discovery says of an endpoint, and what the channel makes of that
@@ -113,6 +121,8 @@ impl Book {
                 EndpointState::Ready => entry.failing = false,
                 _ => {}
             }
+            // Judged anew when it is ready again.
+            entry.ejected = None;
         });
         if event.state == EndpointState::Gone
             && let Some(gone) = self.entries.remove(&event.endpoint)
@@ -145,17 +155,66 @@ impl Book {
     /// What discovery says of a known endpoint now
     pub(super) fn describe(&mut self, endpoint: u64, metadata: &Metadata) {
         if self.entries.get(&endpoint).is_some_and(|entry| entry.metadata != *metadata) {
-            self.change(endpoint, |entry| entry.metadata = metadata.clone());
+            self.change(endpoint, |entry| {
+                entry.zone = metadata.zone().map(Arc::from);
+                entry.metadata = metadata.clone();
+            });
         }
     }
 
-    /// Who is ready
+    /// Those that are ready, to be judged
+    pub(super) fn looks(&self) -> impl Iterator<Item = Look<'_>> {
+        self.entries.values().filter_map(Entry::look)
+    }
+
+    /// Whether who may be picked has changed since it was published
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Asks an endpoint that is ready for a sign of life
+    pub(super) fn probe(&self, endpoint: u64) {
+        if let Some(sender) = self.entries.get(&endpoint).and_then(Entry::in_use) {
+            sender.probe();
+        }
+    }
+
+    /// Leaves out who is ready and `ejected`, and nobody else
+    pub(super) fn eject(&mut self, service: &str, ejected: impl Fn(u64) -> Option<Reason>) {
+        let changed = |(&number, entry): (&u64, &Entry)| {
+            let ejected = entry.in_use().and_then(|_| ejected(number));
+            (ejected != entry.ejected).then_some((number, ejected))
+        };
+        let changed: Vec<_> = self.entries.iter().filter_map(changed).collect();
+        for (number, ejected) in changed {
+            self.change(number, |entry| {
+                let endpoint = &entry.endpoint.address;
+                match ejected {
+                    Some(reason) => tracing::info!(service, %endpoint, %reason, "endpoint ejected"),
+                    None => tracing::info!(service, %endpoint, "endpoint no longer ejected"),
+                }
+                entry.ejected = ejected;
+            });
+        }
+    }
+
+    /// Who is ready, and who of them may be picked
     fn ready(&self, balancer: &Balancer) -> Ready {
         let near = |entry: &&Entry| {
             entry.standing != Standing::Leaving && balancer.around.is_near(entry.metadata.zone())
         };
         let near = self.entries.values().filter(near).count();
-        Ready::new(balancer, self.entries.values().filter_map(Entry::target), near)
+        let (mut usable, mut failing, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in self.entries.values() {
+            let side = match entry.ejected {
+                None => &mut usable,
+                // A call there would wait for its deadline.
+                Some(Reason::Silent) => &mut silent,
+                Some(_) => &mut failing,
+            };
+            side.extend(entry.target());
+        }
+        Ready::new(balancer, near, usable, failing, silent)
     }
 
     /// Changes an entry; what others see of that will be told
@@ -169,8 +228,8 @@ impl Book {
         if update == before {
             return;
         }
-        let EndpointUpdate { address, state, held, cause } = &update;
-        tracing::debug!(endpoint = %address, %state, held, ?cause, "endpoint");
+        let EndpointUpdate { address, state, held, ejected, cause } = &update;
+        tracing::debug!(endpoint = %address, %state, held, ?ejected, ?cause, "endpoint");
         self.untold.push(update);
     }
 }
@@ -178,19 +237,27 @@ impl Book {
 impl Entry {
     fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
+        let (name, zone) = (endpoint.address.authority().into(), metadata.zone().map(Arc::from));
+        let (sender, cause, failing, ejected) = (None, None, false, None);
         let fresh = Freshness::default();
-        Self { endpoint, metadata, standing, state, sender: None, cause: None, failing: false, fresh }
+        Self { endpoint, metadata, name, zone, standing, state, sender, cause, failing, fresh, ejected }
     }
 
     fn standpoint(&self) -> Standpoint {
-        Standpoint { state: self.state(), held: self.is_held(), failing: self.failing }
+        let (state, held) = (self.state(), self.is_held());
+        Standpoint { state, held, ejected: self.ejected, failing: self.failing }
     }
 
     fn target(&self) -> Option<Target> {
         let sender = self.in_use()?.clone();
-        let zone = self.metadata.zone().map(Arc::from);
-        let endpoint = Arc::clone(&self.endpoint);
-        Some(Target { endpoint, sender, weight: self.metadata.weight(), zone, fresh: self.fresh })
+        let (endpoint, name) = (Arc::clone(&self.endpoint), Arc::clone(&self.name));
+        let (weight, zone, fresh) = (self.metadata.weight(), self.zone.clone(), self.fresh);
+        Some(Target { endpoint, sender, name, weight, zone, fresh })
+    }
+
+    fn look(&self) -> Option<Look<'_>> {
+        let probe = self.in_use()?.probed();
+        Some(Look { endpoint: self.endpoint.number, load: &self.endpoint.load, probe })
     }
 
     /// What calls are sent with, if any are
@@ -211,7 +278,8 @@ impl Entry {
     fn update(&self) -> EndpointUpdate {
         let state = self.state();
         let cause = self.cause.as_deref().filter(|_| state != EndpointState::Ready).map(str::to_owned);
-        EndpointUpdate { address: self.endpoint.address.clone(), state, held: self.is_held(), cause }
+        let address = self.endpoint.address.clone();
+        EndpointUpdate { address, state, held: self.is_held(), ejected: self.ejected, cause }
     }
 
     fn is_at(&self, address: &Address) -> bool {
@@ -225,16 +293,22 @@ impl Entry {
         let state = self.state();
         let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
         let held = if self.is_held() { " and held" } else { "" };
-        format!("{} is {state}{held}{full}{cause}", self.endpoint.address)
+        let ejected = self.ejected.map(|reason| format!(" and ejected ({reason})")).unwrap_or_default();
+        format!("{} is {state}{held}{ejected}{full}{cause}", self.endpoint.address)
     }
 
-    fn info(&self) -> EndpointInfo {
+    fn info(&self, now: std::time::Instant) -> EndpointInfo {
+        let load = &self.endpoint.load;
         EndpointInfo {
             address: self.endpoint.address.clone(),
             state: self.state(),
             held: self.is_held(),
-            in_flight: self.endpoint.load.in_flight(),
-            started: self.endpoint.load.started(),
+            ejected: self.ejected,
+            in_flight: load.in_flight(),
+            started: load.started(),
+            succeeded: load.successes(),
+            failed: load.failures(),
+            latency: load.latency(now),
             last_error: self.cause.as_deref().map(str::to_owned),
         }
     }
@@ -303,6 +377,11 @@ impl Shared {
         }
     }
 
+    /// There may be room where there was none
+    pub(super) fn wake_all(&self) {
+        self.waiters.wake_all();
+    }
+
     /// Nothing will be published any more
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
@@ -323,7 +402,8 @@ impl Shared {
     }
 
     pub(super) fn endpoints(&self) -> Vec<EndpointInfo> {
-        self.book().entries.values().map(Entry::info).collect()
+        let now = Instant::now().into_std();
+        self.book().entries.values().map(|entry| entry.info(now)).collect()
     }
 
     /// Picks an endpoint, waiting for one if need be

@@ -1,5 +1,7 @@
 //! Where a channel stands as a whole
 
+use callsign_core::ejection::Reason;
+
 use crate::{
     endpoint::EndpointState,
     metrics::{ChannelMeters, EndpointGauges},
@@ -28,6 +30,7 @@ pub enum ChannelState {
 pub(super) struct Standpoint {
     pub(super) state: EndpointState,
     pub(super) held: bool,
+    pub(super) ejected: Option<Reason>,
     /// Whether the last attempt to connect that has ended has failed
     pub(super) failing: bool,
 }
@@ -58,13 +61,17 @@ impl Tally {
             return;
         }
         self.begun = true;
+        let ejected = |standpoint: Option<Standpoint>| standpoint.and_then(|of| of.ejected);
+        if let (None, Some(reason)) = (ejected(before), ejected(after)) {
+            self.gauges.ejected(reason);
+        }
         // First the one more: a count that a reader sees in between is never below zero.
         if let Some(after) = after {
-            self.gauges.change(after.state, after.held, true);
+            self.gauges.change(after.state, after.held, after.ejected.is_some(), true);
             self.promising += usize::from(after.is_promising());
         }
         if let Some(before) = before {
-            self.gauges.change(before.state, before.held, false);
+            self.gauges.change(before.state, before.held, before.ejected.is_some(), false);
             self.promising -= usize::from(before.is_promising());
         }
     }
@@ -85,7 +92,7 @@ mod tests {
     use super::*;
 
     fn at(state: EndpointState, failing: bool) -> Option<Standpoint> {
-        Some(Standpoint { state, held: false, failing })
+        Some(Standpoint { state, held: false, ejected: None, failing })
     }
 
     #[test]

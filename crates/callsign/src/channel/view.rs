@@ -5,12 +5,13 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures_core::Stream;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
-use super::shared::Shared;
+use super::{EjectionReason, shared::Shared};
 use crate::{endpoint::EndpointState, instance::Address};
 
 /// An endpoint as it stands now
@@ -23,17 +24,25 @@ pub struct EndpointInfo {
     pub state: EndpointState,
     /// Whether calls are sent to it although discovery has removed it, because too many vanished with it
     pub held: bool,
+    /// Why calls are not sent to it although it is ready; on trial, with one call at a time, it is not ejected any more
+    pub ejected: Option<EjectionReason>,
     /// Calls in flight, streams included
     pub in_flight: u32,
     /// Calls sent to it since it is known
     pub started: u64,
+    /// Those of them that have ended as they should, or through no fault of the endpoint's
+    pub succeeded: u64,
+    /// Those of them that have failed, and the endpoint may be to blame
+    pub failed: u64,
+    /// The usual time to the beginning of a response, as estimated now; `None` before there is anything to go by
+    pub latency: Option<Duration>,
     /// Why its last connection or attempt ended, if one did
     pub last_error: Option<String>,
 }
 
-/// A change of an endpoint's state, or of its being held
+/// A change of an endpoint's state, or of its being held or ejected
 ///
-/// When it says that an endpoint is no longer ready, no call picks that endpoint any more.
+/// When it says that an endpoint is no longer ready, or that it is ejected, no call picks that endpoint any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EndpointUpdate {
@@ -43,6 +52,8 @@ pub struct EndpointUpdate {
     pub state: EndpointState,
     /// Whether it is ready although discovery has removed it
     pub held: bool,
+    /// Why calls are not sent to it although it is ready
+    pub ejected: Option<EjectionReason>,
     /// Why it is not ready, if a connection or an attempt ended
     pub cause: Option<String>,
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use callsign_core::keepalive::{Activity, KeepAlive, Verdict, Watchdog};
+use callsign_core::keepalive::{Activity, Asked, KeepAlive, Verdict, Watchdog};
 use h2::{Ping, PingPong, client};
 use tokio::time::{Instant, Sleep};
 
@@ -58,6 +58,7 @@ impl Driver {
         let news = self.news.take();
         if news & News::READ != 0 {
             self.watchdog.on_read();
+            self.shared.wish.on_read();
         }
         if news & News::MESSAGE != 0 {
             self.watchdog.on_message();
@@ -84,11 +85,13 @@ impl Driver {
         if busy {
             self.watchdog.on_busy(|| Instant::now().into_std());
         }
+        let asked = self.shared.wish.is_asked() && self.grant_wish(cx);
         // An armed timer is left to fire: setting it anew for each call would cost more than one idle wake-up.
-        let due = match &mut self.timer {
-            Some(timer) => timer.as_mut().poll(cx).is_ready(),
-            None => busy,
-        };
+        let due = asked
+            || match &mut self.timer {
+                Some(timer) => timer.as_mut().poll(cx).is_ready(),
+                None => busy,
+            };
         if !due {
             return false;
         }
@@ -108,6 +111,18 @@ impl Driver {
                 Verdict::Dead => return true,
             }
         }
+    }
+
+    /// Sends the PING that was asked for, if the peer does not mind; true if one is on its way
+    fn grant_wish(&mut self, cx: &mut Context<'_>) -> bool {
+        let calls = self.shared.outbox().calls;
+        let asked = self.watchdog.suspect(Instant::now().into_std(), calls);
+        if asked == Asked::Ping {
+            self.ping(cx);
+        }
+        let is_sent = asked != Asked::Denied;
+        self.shared.wish.settle(is_sent);
+        is_sent
     }
 
     /// Sets the timer; false if its time is already past

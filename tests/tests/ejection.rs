@@ -1,0 +1,161 @@
+//! Servers that stand still under load: the channel finds out with a PING, not with calls
+
+#![cfg(unix)]
+
+use std::time::{Duration, Instant};
+
+use callsign::{Address, Channel, EjectionReason, EndpointInfo, EndpointState};
+use callsign_tests::{
+    bare::{Answer, Bare},
+    channel::{UpdateLog, over},
+    echo::{Chunk, echo_client::EchoClient},
+    greeter,
+    load::{Load, Pace, greet},
+    pb::greeter_client::GreeterClient,
+    process::Process,
+    wait,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Code;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DEADLINE: Duration = Duration::from_millis(500);
+
+async fn all_ready(log: &UpdateLog, servers: &[Process]) {
+    let began = Instant::now();
+    for server in servers {
+        log.until(&server.address(), EndpointState::Ready, began - 60 * SECOND, 5 * SECOND).await;
+    }
+}
+
+fn info(channel: &Channel, address: &Address) -> EndpointInfo {
+    let endpoints = channel.endpoints();
+    endpoints.into_iter().find(|endpoint| endpoint.address == *address).expect("the endpoint is known")
+}
+
+async fn load(channel: &Channel, pace: Pace) -> Load {
+    let client = GreeterClient::new(channel.clone());
+    pace.open_loop(move || greet(client.clone(), DEADLINE)).await
+}
+
+/// Stops the first of `count` servers for good while calls are made, then lets it go on
+async fn one_stands_still(count: usize) {
+    let mut servers = Vec::new();
+    for _ in 0..count {
+        servers.push(greeter!().start().await);
+    }
+    let channel = over(servers.iter().map(Process::address));
+    let log = UpdateLog::new(channel.updates());
+    all_ready(&log, &servers).await;
+    let stopped = servers[0].address();
+
+    let calls = tokio::spawn({
+        let channel = channel.clone();
+        async move { load(&channel, Pace::FULL).await }
+    });
+    wait::until("it is called", 5 * SECOND, || (info(&channel, &stopped).started > 50).then_some(())).await;
+    servers[0].sigstop().await;
+    let began = Instant::now();
+    let before = wait::until("it is ejected", 2 * SECOND, || {
+        let info = info(&channel, &stopped);
+        (info.ejected == Some(EjectionReason::Silent)).then_some(info.started)
+    })
+    .await;
+    let calls = calls.await.unwrap();
+    assert_eq!(calls.calls.len(), Pace::FULL.calls() as usize);
+    assert!(calls.failed().len() <= 3, "{calls}");
+    assert_eq!(info(&channel, &stopped).started, before, "a call went to who says nothing");
+    let told = log.updates(began).into_iter().filter(|update| update.address == stopped);
+    let told: Vec<_> = told.map(|update| (update.state, update.ejected)).collect();
+    assert_eq!(told[0], (EndpointState::Ready, Some(EjectionReason::Silent)), "{told:?}");
+    assert!(told[1..].iter().all(|(state, _)| *state != EndpointState::Ready), "{told:?}");
+
+    servers[0].sigcont();
+    let pace = Pace { rate: 200, lasting: 5 * SECOND };
+    let calls = load(&channel, pace).await;
+    calls.assert_none_failed(pace);
+    assert!(calls.share_of(&stopped.to_string()) > 0.0, "it serves again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_three_stands_still_for_good_and_three_calls_at_most_notice() {
+    one_stands_still(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_stands_still_for_good_and_three_calls_at_most_notice() {
+    one_stands_still(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_goes_on_before_its_ping_times_out_keeps_its_connection() {
+    let servers = [greeter!().start().await, greeter!().start().await];
+    let channel = over(servers.each_ref().map(Process::address));
+    let log = UpdateLog::new(channel.updates());
+    all_ready(&log, &servers).await;
+    let stopped = servers[0].address();
+    let pace = Pace { rate: 200, lasting: 4 * SECOND };
+    let calls = tokio::spawn({
+        let channel = channel.clone();
+        async move { load(&channel, pace).await }
+    });
+    servers[0].sigstop().await;
+    let began = Instant::now();
+    let ejected = || info(&channel, &stopped).ejected;
+    wait::until("it is ejected", 2 * SECOND, || ejected().map(drop)).await;
+    servers[0].sigcont();
+    wait::until("it is back", SECOND, || ejected().is_none().then_some(())).await;
+    let calls = calls.await.unwrap();
+    assert!(calls.failed().len() <= 3, "{calls}");
+    let told = log.states(&stopped, began);
+    assert!(told.iter().all(|(_, state)| *state == EndpointState::Ready), "{told:?}");
+    let answered = calls.share(&stopped.to_string(), Instant::now() - SECOND, Instant::now());
+    assert!(answered > 0.2, "its share in the last second: {answered}");
+}
+
+#[tokio::test]
+async fn an_error_without_a_body_counts_as_its_endpoints_failure() {
+    let headers = HeaderMap::from_iter([
+        (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
+        (HeaderName::from_static("grpc-status"), HeaderValue::from_static("14")),
+    ]);
+    let server = Bare::start(Answer::Headers(headers)).await;
+    let channel = over([server.address()]);
+    for failed in 1..=10 {
+        let status = greet(GreeterClient::new(channel.clone()), 5 * SECOND).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        let info = info(&channel, &server.address());
+        assert_eq!((info.failed, info.in_flight, info.ejected), (failed, 0, None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quiet_streams_and_long_calls_get_nobody_ejected() {
+    let slow = || greeter!().delay(3 * SECOND).start();
+    let servers = [slow().await, slow().await];
+    let channel = over(servers.each_ref().map(Process::address));
+    let log = UpdateLog::new(channel.updates());
+    all_ready(&log, &servers).await;
+    let began = Instant::now();
+
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let chunk = |text: &'static str| Chunk { payload: text.into(), rest_ms: 0 };
+    sender.send(chunk("before")).unwrap();
+    let mut client = EchoClient::new(channel.clone());
+    let stream = client.bidi(UnboundedReceiverStream::new(receiver)).await.unwrap();
+    let mut echoes = stream.into_inner();
+    assert_eq!(echoes.message().await.unwrap().unwrap().payload, "before");
+
+    let client = GreeterClient::new(channel.clone());
+    let long = || greet(client.clone(), 10 * SECOND);
+    let results = tokio::join!(long(), long(), long(), long());
+    for result in [results.0, results.1, results.2, results.3] {
+        result.unwrap();
+    }
+    sender.send(chunk("after")).unwrap();
+    let echo = wait::within("the echo", 2 * SECOND, echoes.message()).await;
+    assert_eq!(echo.unwrap().unwrap().payload, "after");
+    assert_eq!(log.updates(began), [], "nothing has changed");
+}
