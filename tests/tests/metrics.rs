@@ -15,6 +15,7 @@ use callsign::{
     Address, Channel, Etcd, EtcdOptions, Instance, Registration, discover,
     discover::EtcdDiscover,
     metrics::{Kind, Metric, TABLE},
+    policy::LeastRequest,
 };
 use callsign_tests::{
     bare::{Answer, Bare, headers},
@@ -236,7 +237,12 @@ async fn endpoints_by_state(recorded: &Recorded) {
 async fn ejections(recorded: &Recorded) {
     let failing = Bare::start(Answer::Headers(headers(&Status::unavailable("not today")))).await;
     let well = Bare::well().await;
-    let mut client = EchoClient::new(channel([failing.address(), well.address()]));
+    // One that goes by calls in flight alone, and so sends the failing one its share until that is ejected.
+    let channel = Channel::builder(discover::fixed([failing.address(), well.address()]))
+        .name(SERVICE)
+        .policy(LeastRequest::new())
+        .build();
+    let mut client = EchoClient::new(channel.expect("valid settings"));
     let ejected = async {
         while recorded.value("callsign_ejected_endpoints", &[("service", SERVICE)]) == 0.0 {
             // Whether it fails depends on who is drawn.
