@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use callsign::{Address, Channel, EjectionReason, EndpointInfo, EndpointState};
 use callsign_tests::{
+    bare::{Answer, Bare},
     channel::{UpdateLog, over},
     echo::{Chunk, echo_client::EchoClient},
     greeter,
@@ -14,8 +15,10 @@ use callsign_tests::{
     process::Process,
     wait,
 };
+use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Code;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_millis(500);
@@ -110,6 +113,22 @@ async fn one_that_goes_on_before_its_ping_times_out_keeps_its_connection() {
     assert!(told.iter().all(|(_, state)| *state == EndpointState::Ready), "{told:?}");
     let answered = calls.share(&stopped.to_string(), Instant::now() - SECOND, Instant::now());
     assert!(answered > 0.2, "its share in the last second: {answered}");
+}
+
+#[tokio::test]
+async fn an_error_without_a_body_counts_as_its_endpoints_failure() {
+    let headers = HeaderMap::from_iter([
+        (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
+        (HeaderName::from_static("grpc-status"), HeaderValue::from_static("14")),
+    ]);
+    let server = Bare::start(Answer::Headers(headers)).await;
+    let channel = over([server.address()]);
+    for failed in 1..=10 {
+        let status = greet(GreeterClient::new(channel.clone()), 5 * SECOND).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        let info = info(&channel, &server.address());
+        assert_eq!((info.failed, info.in_flight, info.ejected), (failed, 0, None));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

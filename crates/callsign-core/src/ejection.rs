@@ -116,7 +116,7 @@ impl Ejection {
         for look in &looks {
             let record = self.records.entry(look.endpoint);
             let record = record.or_insert_with(|| Record::new(look.load, now));
-            is_busy |= record.is_busy(look.load, now);
+            is_busy |= record.is_busy(look.load);
             if record.judge(look, now, self.is_panic) {
                 probes.push(look.endpoint);
             }
@@ -183,16 +183,21 @@ impl Ejection {
         let (mut known, mut anew) = (Vec::new(), Vec::new());
         for look in looks {
             let Some(record) = self.records.get_mut(&look.endpoint) else { continue };
-            if record.begins() {
-                anew.push(look.load);
+            if record.begins() && look.load.last_latency().is_none() {
+                anew.push(look);
             } else if record.is_fine() {
                 known.extend(look.load.latency(now));
             }
         }
-        if !known.is_empty() {
-            let middle = known.len() / 2;
-            let median = *known.select_nth_unstable(middle).1;
-            anew.iter().for_each(|load| load.seed(median, now));
+        let median = known.len() / 2;
+        let median = (!known.is_empty()).then(|| *known.select_nth_unstable(median).1);
+        for look in anew {
+            match (median, self.records.get_mut(&look.endpoint)) {
+                (Some(median), _) => look.load.seed(median, now),
+                // Of all that are new together, one that only fails has no latency of its own for long.
+                (None, Some(record)) => record.ask_again(),
+                (None, None) => {}
+            }
         }
     }
 
@@ -782,6 +787,17 @@ mod tests {
         scene.probes.push(Probe::Unasked);
         scene.judge();
         assert_eq!(scene.loads[3].latency(scene.now), scene.loads[1].latency(scene.now));
+    }
+
+    #[test]
+    fn of_those_that_are_new_together_one_that_only_fails_is_expected_to_be_like_the_others() {
+        let mut scene = Scene::new(2);
+        scene.call(1, false);
+        scene.look();
+        assert_eq!(scene.loads[1].latency(scene.now), None);
+        scene.call(0, true);
+        scene.look();
+        assert_eq!(scene.loads[1].latency(scene.now), scene.loads[0].latency(scene.now));
     }
 
     #[test]

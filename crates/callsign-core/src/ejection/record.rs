@@ -36,6 +36,8 @@ pub(super) struct Record {
     /// What its load had counted then.
     seen: Seen,
     silence: Silence,
+    /// Calls that wait for reasons of their own: they did so when a PING was answered.
+    excused: u32,
     /// Failures in a row.
     streak: Option<Spell>,
     /// Failures, none of them long after the last.
@@ -109,6 +111,7 @@ impl Record {
             looked: now,
             seen,
             silence: Silence::broken(load.last_latency()),
+            excused: 0,
             streak: None,
             spell: None,
             window: Window::new(WINDOW, now),
@@ -140,9 +143,9 @@ impl Record {
         self.silence.is_out()
     }
 
-    /// Whether calls have begun, or wait for what was not said yet
-    pub(super) fn is_busy(&self, load: &Load, now: Instant) -> bool {
-        load.started() != self.seen.started || !load.unanswered(now).is_zero()
+    /// Whether calls have begun, or wait that are not excused
+    pub(super) fn is_busy(&self, load: &Load) -> bool {
+        load.started() != self.seen.started || load.waiting() > self.excused
     }
 
     /// Whether it is anything else than fine
@@ -164,12 +167,17 @@ impl Record {
         self.begins
     }
 
+    /// Nothing is known yet of what is to be expected of it
+    pub(super) fn ask_again(&mut self) {
+        self.begins = true;
+    }
+
     /// Judges by what this endpoint has done; true if its PING is to be sent
     pub(super) fn judge(&mut self, look: &Look<'_>, now: Instant, everybody_is_used: bool) -> bool {
         let load = look.load;
-        let (before, unanswered) = (self.seen, load.unanswered(now));
-        let seen = Seen::of(load);
-        if seen == before && unanswered.is_zero() && self.is_fine() && self.silence.is_over() {
+        let (before, seen, waiting) = (self.seen, Seen::of(load), load.waiting());
+        self.excused = self.excused.min(waiting);
+        if seen == before && waiting == self.excused && self.is_fine() && self.silence.is_over() {
             // Most of many endpoints, most of the time.
             return false;
         }
@@ -179,17 +187,25 @@ impl Record {
         self.count(before, now);
         self.follow(load, before, now);
         self.judge_failures(load, now, everybody_is_used);
+        let unanswered = (waiting > self.excused).then(|| load.unanswered(now));
         self.judge_silence(look, before, unanswered, step)
     }
 
-    fn judge_silence(&mut self, look: &Look<'_>, before: Seen, unanswered: Duration, step: Duration) -> bool {
+    fn judge_silence(
+        &mut self,
+        look: &Look<'_>,
+        before: Seen,
+        unanswered: Option<Duration>,
+        step: Duration,
+    ) -> bool {
         let was_out = self.silence.is_out();
         let was_answered = self.seen.answers != before.answers;
         if was_answered {
             self.silence = Silence::broken(look.load.last_latency());
         }
-        if !unanswered.is_zero() {
-            self.silence.go_on(step, unanswered);
+        if let Some(unanswered) = unanswered {
+            // Since when is not always known.
+            self.silence.go_on(step, if unanswered.is_zero() { step } else { unanswered });
         } else if self.seen.started != before.started && !was_answered {
             // They have given up.
             self.silence.go_on(step, step);
@@ -197,6 +213,7 @@ impl Record {
         let verdict = self.silence.judge(look.probe, step);
         if verdict == Verdict::Lives {
             look.load.heard();
+            self.excused = look.load.waiting();
         }
         if was_out && !self.silence.is_out() {
             // Calls from before it fell silent have taken long, which says nothing of those that come.

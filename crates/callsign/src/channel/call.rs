@@ -181,6 +181,12 @@ impl<'a> Call<'a> {
             in_flight.answered(code);
             parts.extensions.insert(EndpointAddress(in_flight.endpoint().address.clone()));
         }
+        if incoming.is_end_stream()
+            && let Some(in_flight) = in_flight.take()
+        {
+            // Whoever finds an error in the headers reads no body.
+            in_flight.ended(code.unwrap_or(Code::Unknown));
+        }
         let deadline = self.told.map(|told| told.deadline);
         let body = ResponseBody { incoming, in_flight, code, deadline, timer: None };
         Response::from_parts(parts, Body::new(body))
