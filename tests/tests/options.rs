@@ -12,9 +12,10 @@ use callsign::{
     PinnedEndpoint, WaitForReady,
     channel::ChannelBuilder,
     discover::{self, Fixed},
-    policy::{Candidate, Pick, Policy, RingHash},
+    policy::{Candidate, LeastRequest, Pick, Policy, RingHash},
 };
 use callsign_tests::{
+    bare::{Answer, Bare, headers},
     channel::over,
     echo::{Chunk, echo_client::EchoClient},
     peers::Peer,
@@ -237,6 +238,34 @@ async fn a_refused_call_is_not_sent_to_the_endpoint_that_it_excludes() {
     let response = call(&channel, ExcludedEndpoint(excluded.address())).await.unwrap();
     assert_eq!(*who(&response), refusing.address(), "the same again, for want of another");
     assert_eq!((refusing.record().times_sent("asked"), excluded.record().times_sent("asked")), (2, 1));
+}
+
+/// A channel over a server that fails each call at once, and is ejected for it, and one that does not
+async fn with_one_ejected(failing: &Bare, well: &Bare) -> Channel {
+    // By calls in flight alone: the failing one gets its share until it is ejected.
+    let builder = builder([failing.address(), well.address()]).policy(LeastRequest::new());
+    let channel = builder.build().expect("valid settings");
+    let ejected = || channel.endpoints().iter().any(|endpoint| endpoint.ejected.is_some());
+    let failures = async {
+        while !ejected() {
+            // Whether it fails depends on who is drawn.
+            let _ = EchoClient::new(channel.clone()).unary(Chunk::default()).await;
+        }
+    };
+    wait::within("the failing endpoint is ejected", BOUND, failures).await;
+    channel
+}
+
+#[tokio::test]
+async fn an_ejected_endpoint_gets_the_calls_that_are_pinned_to_it_or_exclude_all_others() {
+    let failing = Bare::start(Answer::Headers(headers(&Status::unavailable("not today")))).await;
+    let well = Bare::well().await;
+    let channel = with_one_ejected(&failing, &well).await;
+    let pinned = call(&channel, PinnedEndpoint(failing.address())).await.unwrap_err();
+    assert_eq!(pinned.message(), "not today", "it was asked, and has answered");
+    let excluding = call(&channel, ExcludedEndpoint(well.address())).await.unwrap_err();
+    assert_eq!(excluding.message(), "not today", "better than nobody");
+    call(&channel, PinnedEndpoint(well.address())).await.unwrap();
 }
 
 /// What a policy was told of each pick: the key, a header, and whether an endpoint was to be avoided
