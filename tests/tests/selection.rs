@@ -320,7 +320,8 @@ async fn a_quiet_stream_is_pinged_at_the_interval_and_a_server_that_minds_is_pin
         peer.settings(None).await;
         let stream = peer.headers(0).await;
         if connection == 0 {
-            peer.pinged().await;
+            // The first one asks a server that has yet to answer whether it lives.
+            peer.pinged(1).await;
             peer.goaway(stream, code::ENHANCE_YOUR_CALM).await;
             peer.respond(stream).await;
         }
