@@ -75,6 +75,20 @@ impl Drop for Real {
     }
 }
 
+/// Lets this process, and those that it starts from here on, have so many descriptors, as far as the system does
+pub fn allow_descriptors(count: u64) {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+        let mut limit = getrlimit(Resource::Nofile);
+        if limit.current.is_some_and(|current| current < count) {
+            limit.current = Some(count);
+            // Else connections fail, which says so.
+            let _ = setrlimit(Resource::Nofile, limit);
+        }
+    }
+}
+
 /// The middle one
 pub fn median<T: Copy + PartialOrd>(mut values: Vec<T>) -> T {
     values.sort_by(|one, other| one.partial_cmp(other).expect("figures are numbers"));

@@ -1,13 +1,20 @@
-//! Channels over a list of addresses, and what they said about their endpoints, and when
+//! Channels over a list of addresses, fixed or changing, and what they said about their endpoints, and when
 
 use std::{
+    convert::Infallible,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use callsign::{Address, Channel, EndpointState, EndpointUpdate, discover};
-use tokio::{sync::watch, task::JoinHandle};
-use tokio_stream::{Stream, StreamExt};
+use callsign::{
+    Address, Channel, EndpointState, EndpointUpdate, Instance, channel::ChannelBuilder, discover,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
+use tower::discover::Change;
 
 use crate::wait;
 
@@ -15,6 +22,58 @@ use crate::wait;
 pub fn over(addresses: impl IntoIterator<Item = Address>) -> Channel {
     let addresses: Vec<_> = addresses.into_iter().collect();
     Channel::builder(discover::fixed(addresses)).build().expect("the defaults are valid")
+}
+
+/// A channel over instances that the test names as it goes, and everything that it says about its endpoints
+pub fn changing(
+    configure: impl FnOnce(ChannelBuilder<Told>) -> ChannelBuilder<Told>,
+) -> (Channel, UpdateLog, Changes) {
+    let (changes, told) = mpsc::unbounded_channel();
+    let builder = configure(Channel::builder(UnboundedReceiverStream::new(told)));
+    let channel = builder.build().expect("valid settings");
+    let log = UpdateLog::new(channel.updates());
+    (channel, log, Changes(changes))
+}
+
+/// What [`Changes`] have told
+pub type Told = UnboundedReceiverStream<Result<Change<Address, Instance>, Infallible>>;
+
+/// What a test tells a channel about its instances; dropped, discovery has ended
+#[derive(Debug)]
+pub struct Changes(mpsc::UnboundedSender<Result<Change<Address, Instance>, Infallible>>);
+
+impl Changes {
+    /// Discovery lists this, known by its address
+    pub fn insert(&self, instance: impl Into<Instance>) {
+        let instance = instance.into();
+        self.insert_as(&instance.address.clone(), instance);
+    }
+
+    /// Discovery lists this, known by whatever it was known by before
+    pub fn insert_as(&self, key: &Address, instance: impl Into<Instance>) {
+        self.tell(Change::Insert(key.clone(), instance.into()));
+    }
+
+    /// Discovery does not list this any more
+    pub fn remove(&self, key: &Address) {
+        self.tell(Change::Remove(key.clone()));
+    }
+
+    fn tell(&self, change: Change<Address, Instance>) {
+        self.0.send(Ok(change)).expect("the channel lives");
+    }
+}
+
+/// Waits until so many of a channel's endpoints are ready
+///
+/// # Panics
+///
+/// If they are not within 20 s.
+pub async fn until_ready(channel: &Channel, endpoints: usize) {
+    let ready =
+        || channel.endpoints().iter().filter(|endpoint| endpoint.state == EndpointState::Ready).count();
+    let what = format!("{endpoints} endpoints are ready");
+    wait::until(&what, Duration::from_secs(20), || (ready() == endpoints).then_some(())).await;
 }
 
 /// Everything that came out of `channel.updates()` since the log was begun

@@ -6,7 +6,6 @@ use std::{
     env,
     ffi::OsStr,
     fs, io,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -23,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{process::freeze, wait};
+use crate::{ports::Port, process::freeze, wait};
 
 /// What stands for etcd
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +40,12 @@ pub enum Program {
 pub struct EtcdProcess {
     program: Program,
     dir: PathBuf,
-    client_port: u16,
-    peer_port: u16,
+    client_port: Port,
+    peer_port: Port,
     /// Where it tells its health and counts, beside the client port: a real one that speaks TLS
-    metrics_port: Option<u16>,
+    metrics_port: Option<Port>,
     /// Where it speaks TLS beside the client port, which stays plain for the harness: members of a cluster with TLS
-    secure_port: Option<u16>,
+    secure_port: Option<Port>,
     /// What it is told beyond where it is
     options: Vec<String>,
     child: Option<Child>,
@@ -65,37 +64,28 @@ impl EtcdProcess {
 
     /// The same with more options, which the embedded one does not have
     pub async fn start_with(program: Program, options: &[&str]) -> Self {
-        // A port found free can be taken before etcd binds it: another pair then.
-        for _ in 0..5 {
-            let mut etcd = Self::member(program, free_ports());
-            if program == Program::Real {
-                etcd.options = vec!["--initial-cluster".to_owned(), etcd.named_peer()];
-            }
-            etcd.options.extend(options.iter().map(ToString::to_string));
-            if etcd.try_restart().await {
-                return etcd;
-            }
+        let mut etcd = Self::member(program);
+        if program == Program::Real {
+            etcd.options = vec!["--initial-cluster".to_owned(), etcd.named_peer()];
         }
-        panic!("no etcd started: {program:?}");
+        etcd.options.extend(options.iter().map(ToString::to_string));
+        etcd.launch();
+        etcd.comes_up().await
     }
 
     /// Starts a real etcd that speaks TLS, as these options tell it
     pub async fn start_tls(options: &[String]) -> Self {
-        for _ in 0..5 {
-            let [client, peer, metrics] = free_ports();
-            let mut etcd = Self::member(Program::Real, [client, peer]);
-            etcd.metrics_port = Some(metrics);
-            etcd.options = vec![
-                "--initial-cluster".to_owned(),
-                etcd.named_peer(),
-                format!("--listen-metrics-urls=http://127.0.0.1:{metrics}"),
-            ];
-            etcd.options.extend_from_slice(options);
-            if etcd.try_restart().await {
-                return etcd;
-            }
-        }
-        panic!("no etcd with TLS started");
+        let mut etcd = Self::member(Program::Real);
+        let metrics = Port::any();
+        etcd.options = vec![
+            "--initial-cluster".to_owned(),
+            etcd.named_peer(),
+            format!("--listen-metrics-urls=http://{}", metrics.address()),
+        ];
+        etcd.metrics_port = Some(metrics);
+        etcd.options.extend_from_slice(options);
+        etcd.launch();
+        etcd.comes_up().await
     }
 
     /// Starts a cluster of three real members and waits until each of them answers
@@ -114,31 +104,25 @@ impl EtcdProcess {
     }
 
     async fn start_members(options: &[&str], secure: bool) -> [Self; 3] {
-        for _ in 0..5 {
-            let [a, b, c, d, e, f, g, h, i] = free_ports();
-            let mut members = [[a, b, c], [d, e, f], [g, h, i]].map(|[client, peer, tls]| {
-                let mut member = Self::member(Program::Real, [client, peer]);
-                member.secure_port = secure.then_some(tls);
-                member
-            });
-            let cluster = members.each_ref().map(Self::named_peer).join(",");
-            let guarded = Arc::<AtomicBool>::default();
-            for member in &mut members {
-                member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
-                member.options.extend(options.iter().map(ToString::to_string));
-                member.guarded = Arc::clone(&guarded);
-                member.launch();
-            }
-            let [a, b, c] = &mut members;
-            // Each waits for the others.
-            if let (true, true, true) = tokio::join!(a.until_ready(), b.until_ready(), c.until_ready()) {
-                return members;
-            }
+        let mut members = [(); 3].map(|()| {
+            let mut member = Self::member(Program::Real);
+            member.secure_port = secure.then(Port::any);
+            member
+        });
+        let cluster = members.each_ref().map(Self::named_peer).join(",");
+        let guarded = Arc::<AtomicBool>::default();
+        for member in &mut members {
+            member.options = vec!["--initial-cluster".to_owned(), cluster.clone()];
+            member.options.extend(options.iter().map(ToString::to_string));
+            member.guarded = Arc::clone(&guarded);
+            member.launch();
         }
-        panic!("etcd did not start: is it on PATH?");
+        // Each waits for the others.
+        let [a, b, c] = members.map(Self::comes_up);
+        tokio::join!(a, b, c).into()
     }
 
-    fn member(program: Program, [client_port, peer_port]: [u16; 2]) -> Self {
+    fn member(program: Program) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("callsign-etcd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = env::temp_dir().join(name);
@@ -146,8 +130,8 @@ impl EtcdProcess {
         Self {
             program,
             dir,
-            client_port,
-            peer_port,
+            client_port: Port::any(),
+            peer_port: Port::any(),
             metrics_port: None,
             secure_port: None,
             options: Vec::new(),
@@ -158,22 +142,22 @@ impl EtcdProcess {
 
     /// Its name and where its peers find it
     fn named_peer(&self) -> String {
-        format!("{}=http://127.0.0.1:{}", self.peer_port, self.peer_port)
+        format!("{}=http://{}", self.peer_port.number(), self.peer_port.address())
     }
 
     /// `127.0.0.1:port`
     pub fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.client_port)
+        self.client_port.address().to_string()
     }
 
     /// `127.0.0.1:port` for sessions under test: where it speaks TLS, if it does beside its plain port
     pub fn secure_endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.secure_port.unwrap_or(self.client_port))
+        self.secure_port.as_ref().unwrap_or(&self.client_port).address().to_string()
     }
 
     /// The same, or where else it speaks plain HTTP
     fn plain_endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.metrics_port.unwrap_or(self.client_port))
+        self.metrics_port.as_ref().unwrap_or(&self.client_port).address().to_string()
     }
 
     /// Kills the process at once; its ports, and the real one's data, are kept for [`restart`](Self::restart)
@@ -195,7 +179,8 @@ impl EtcdProcess {
 
     /// Starts it again on the same ports and data, and waits until it answers
     pub async fn restart(&mut self) {
-        assert!(self.try_restart().await, "etcd did not come back: {}", self.log());
+        self.launch();
+        assert!(self.until_ready().await, "etcd did not come back: {}", self.log());
     }
 
     /// Removes all data, as a broken disk does; the process must have been killed
@@ -247,9 +232,10 @@ impl EtcdProcess {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    async fn try_restart(&mut self) -> bool {
-        self.launch();
-        self.until_ready().await
+    /// Waits until it answers for the first time
+    async fn comes_up(mut self) -> Self {
+        assert!(self.until_ready().await, "{:?} etcd did not start: {}", self.program, self.log());
+        self
     }
 
     /// Starts it again without waiting: one of several members that answer only together
@@ -294,13 +280,13 @@ impl EtcdProcess {
 
     fn real(&self) -> Command {
         let scheme = if self.metrics_port.is_some() { "https" } else { "http" };
-        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
-        let secure = self.secure_port.map(|port| format!(",https://127.0.0.1:{port}"));
+        let client = format!("{scheme}://{}", self.client_port.address());
+        let secure = self.secure_port.as_ref().map(|port| format!(",https://{}", port.address()));
         let listen = format!("{client}{}", secure.unwrap_or_default());
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer = format!("http://{}", self.peer_port.address());
         let mut command = Command::new("etcd");
         command
-            .args(["--name", &self.peer_port.to_string(), "--logger", "zap"])
+            .args(["--name", &self.peer_port.number().to_string(), "--logger", "zap"])
             .arg("--data-dir")
             .arg(self.dir.join("data"))
             .args(["--listen-client-urls", &listen, "--advertise-client-urls", &client])
@@ -337,12 +323,6 @@ fn embedded_program() -> PathBuf {
     let hint = "not built: cargo build --package callsign-tests --bin embedded_etcd";
     assert!(program.is_file(), "{} is {hint}", program.display());
     program
-}
-
-fn free_ports<const N: usize>() -> [u16; N] {
-    // All are held before any is let go, so they differ.
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
 /// Whether the member has a leader: etcd's own health endpoint says so over plain HTTP

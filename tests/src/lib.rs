@@ -7,11 +7,13 @@
 //! | [`process`] | the same server in a process of its own, to be killed and stopped |
 //! | [`mod@go`] | go-zero and grpc-go in processes of their own |
 //! | [`registry`], [`etcd`] | an etcd, real or embedded, and what is in it |
+//! | [`ports`] | ports that stay ours while nobody listens on them |
 //! | [`proxy`] | a TCP proxy whose connections can be held, delayed, cut, reset and refused |
 //! | [`cluster`] | three real etcd members behind such proxies |
 //! | [`fleet`] | servers that register through a cluster, and clients that call them all the time |
 //! | [`checker`] | what must hold while etcd fails and after it has healed |
 //! | [`lines`] | what is logged in a thread |
+//! | [`front`] | TLS in front of any of these servers |
 //! | [`certificates`] | a CA and what it has signed, in files that can be replaced |
 //! | [`view`] | what a discovery has told so far |
 //! | [`load`] | steady calls and what became of each |
@@ -36,6 +38,7 @@ pub mod echo {
     tonic::include_proto!("test");
 }
 
+pub mod ports;
 #[cfg(unix)]
 pub mod process;
 pub mod service;
@@ -43,6 +46,7 @@ pub mod service;
 pub mod certificates;
 #[cfg(unix)]
 pub mod etcd;
+pub mod front;
 #[cfg(unix)]
 pub mod go;
 pub mod proxy;

@@ -100,19 +100,53 @@ impl Pace {
     }
 
     /// One call after the other, at most at this pace
-    pub async fn one_after_the_other<F>(self, mut call: impl FnMut() -> F) -> Load
+    pub async fn one_after_the_other<F>(self, call: impl FnMut() -> F) -> Load
     where
-        F: Future<Output = Result<String, Status>>,
+        F: Future<Output = Result<String, Status>> + Send + 'static,
     {
-        let mut tick = interval(self.gap());
+        self.at_a_time(1, call).await
+    }
+
+    /// So many calls at a time, the next ones when all of them have ended, at most at this pace
+    pub async fn at_a_time<F>(self, width: u32, mut call: impl FnMut() -> F) -> Load
+    where
+        F: Future<Output = Result<String, Status>> + Send + 'static,
+    {
+        let mut tick = interval(self.gap() * width);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut calls = Vec::new();
-        for _ in 0..self.calls() {
+        for _ in 0..self.calls() / width {
             tick.tick().await;
-            calls.push(Call::make(call()).await);
+            let together: JoinSet<_> = (0..width).map(|_| Call::make(call())).collect();
+            calls.extend(together.join_all().await);
         }
-        Load { calls, held_up: Duration::ZERO }
+        Load { calls, held_up: Duration::ZERO }.sorted()
     }
+}
+
+/// So many callers, each of which calls again as soon as its call has ended, for some time
+pub async fn closed_loop<F>(
+    callers: usize,
+    lasting: Duration,
+    call: impl Fn() -> F + Clone + Send + 'static,
+) -> Load
+where
+    F: Future<Output = Result<String, Status>> + Send + 'static,
+{
+    let end = Instant::now() + lasting;
+    let callers: JoinSet<_> = (0..callers).map(|_| one_caller(end, call.clone())).collect();
+    Load { calls: callers.join_all().await.into_iter().flatten().collect(), held_up: Duration::ZERO }.sorted()
+}
+
+async fn one_caller<F>(end: Instant, call: impl Fn() -> F) -> Vec<Call>
+where
+    F: Future<Output = Result<String, Status>>,
+{
+    let mut calls = Vec::new();
+    while Instant::now() < end {
+        calls.push(Call::make(call()).await);
+    }
+    calls
 }
 
 /// A load without an end: calls at a steady pace until it is told to stop
@@ -266,6 +300,18 @@ impl Load {
     pub fn share_of(&self, server: &str) -> f64 {
         let answered = self.calls.iter().filter(|call| call.result.as_ref().is_ok_and(|who| who == server));
         answered.count() as f64 / self.calls.len() as f64
+    }
+
+    /// The time that half of the calls that `server` answered took at most
+    ///
+    /// # Panics
+    ///
+    /// If it answered none.
+    pub fn median_latency(&self, server: &str) -> Duration {
+        let answered = self.calls.iter().filter(|call| call.result.as_ref().is_ok_and(|who| who == server));
+        let mut took: Vec<_> = answered.map(|call| call.ended - call.started).collect();
+        let middle = took.len() / 2;
+        *took.select_nth_unstable(middle).1
     }
 
     /// Asserts that there were as many calls as planned and that none failed

@@ -2,15 +2,16 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
+    net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
 use callsign::instance::Address;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Resource, Signal, WaitOptions, getrlimit, kill_process, setrlimit, waitpid};
 use tokio::sync::mpsc;
 
-use crate::wait;
+use crate::{ports::Port, service::Manner, wait};
 
 /// The greeter binary of this package, to be started
 ///
@@ -31,6 +32,7 @@ const START: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Greeter {
     binary: String,
+    listen: SocketAddr,
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
 }
@@ -38,12 +40,14 @@ pub struct Greeter {
 impl Greeter {
     /// With the binary's defaults: a port of its own, not registered
     pub fn new(binary: &str) -> Self {
-        Self { binary: binary.to_owned(), arguments: Vec::new(), variables: Vec::new() }
+        let listen = ([127, 0, 0, 1], 0).into();
+        Self { binary: binary.to_owned(), listen, arguments: Vec::new(), variables: Vec::new() }
     }
 
     /// Listens there instead of on a port of its own
     pub fn listen(self, address: &Address) -> Self {
-        self.option("--listen", address)
+        let listen = address.authority().parse().expect("an IP address and a port");
+        Self { listen, ..self }
     }
 
     /// Registers as `service` in the etcd at `hosts`
@@ -95,13 +99,15 @@ impl Greeter {
 
     /// Starts it and waits until it listens
     pub async fn start(self) -> Process {
+        let port = Port::at(self.listen);
         let mut command = Command::new(self.binary);
+        command.args(["--listen", &port.address().to_string()]);
         command.args(self.arguments).envs(self.variables).stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.spawn().expect("the greeter is built");
         // Owned before anything can fail, so that it dies whatever happens.
-        let nowhere = Address::from(std::net::SocketAddr::from(([0; 4], 0)));
+        let nowhere = Address::from(SocketAddr::from(([0; 4], 0)));
         let (sender, lines) = mpsc::unbounded_channel();
-        let mut process = Process { child: Owned(child), address: nowhere, lines };
+        let mut process = Process { child: Owned(child), address: nowhere, lines, _port: port };
         // Read on when nobody listens: the pipe must not fill up.
         process.child.on_lines(move |line| drop(sender.send(line)));
         let listening = process.until_line(START, |line| line.starts_with("listening ")).await;
@@ -117,6 +123,8 @@ pub struct Process {
     address: Address,
     /// What it has printed and nobody has waited for yet
     lines: mpsc::UnboundedReceiver<String>,
+    /// Also while it is dead: another one can be started there.
+    _port: Port,
 }
 
 impl Process {
@@ -148,6 +156,20 @@ impl Process {
         writeln!(input, "{line}").expect("the process reads");
     }
 
+    /// Answers like this from here on; returns when it does
+    pub async fn turn(&mut self, manner: Manner) {
+        self.tell(&manner.to_string());
+        let told = format!("answers {manner}");
+        self.until_line(START, |line| line == told).await;
+    }
+
+    /// How many greetings it was asked for so far
+    pub async fn calls(&mut self) -> u64 {
+        self.tell("calls");
+        let line = self.until_line(START, |line| line.starts_with("calls ")).await;
+        line["calls ".len()..].parse().expect("a number")
+    }
+
     /// SIGKILL; returns when it is gone
     pub fn kill9(&mut self) {
         self.child.kill9();
@@ -176,6 +198,19 @@ impl Process {
     /// Waits until it has ended by itself
     pub async fn exited(&mut self, bound: Duration) -> ExitStatus {
         self.child.exited(bound).await
+    }
+}
+
+/// Lets this process, and those that it starts from here on, have so many descriptors
+///
+/// # Panics
+///
+/// If the system does not.
+pub fn allow_descriptors(count: u64) {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < count) {
+        limit.current = Some(count);
+        setrlimit(Resource::Nofile, limit).expect("within the hard limit");
     }
 }
 

@@ -144,7 +144,11 @@ impl Proxy {
 /// Bound for good, whether it listens or not
 fn socket(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("descriptors are left");
-    // So that one that listens can be bound beside one that keeps the port.
+    // So that one that listens can be bound beside one that keeps the port. By SO_REUSEADDR whoever sets it, as servers do,
+    // could bind the port and listen while we refuse; by SO_REUSEPORT alone nobody but us.
+    #[cfg(unix)]
+    socket.set_reuseport(true).expect("a new socket takes options");
+    #[cfg(not(unix))]
     socket.set_reuseaddr(true).expect("a new socket takes options");
     socket.bind(address).expect("the port is free, or ours");
     socket
@@ -222,6 +226,10 @@ async fn pass(
         server = TcpStream::connect(target).await.ok();
     }
     if let Some(server) = &mut server {
+        for socket in [&client, server] {
+            // It adds no wait of its own; a socket that is gone already needs no option.
+            let _ = socket.set_nodelay(true);
+        }
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
         let up = pump(from_client, to_server, admitted, ways.clone());
         let down = pump(from_server, to_client, admitted, ways.clone());
@@ -328,6 +336,8 @@ mod tests {
         proxy.refuse().await;
         let refused = TcpStream::connect(proxy.endpoint()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        // It did once, and the connection above was made.
+        TcpListener::bind(proxy.endpoint()).await.expect_err("nobody else listens there meanwhile");
         proxy.heal();
         proxy.until("it listens again", |seen| seen.listening).await;
         says_back(&mut TcpStream::connect(proxy.endpoint()).await.unwrap()).await.unwrap();

@@ -4,7 +4,6 @@ use std::{collections::HashMap, convert::Infallible, future::pending, sync::Arc}
 
 use http::{Request, Response};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Status,
     body::Body,
@@ -12,6 +11,8 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 use tower::{Service, ServiceExt, service_fn};
+
+use crate::service::prompt;
 
 /// Passes calls to one server, each as its method is treated when it comes; dropped, it and its connections are gone
 ///
@@ -53,8 +54,8 @@ impl Relay {
         });
         let routes = Routes::from(Routes::default().into_axum_router().fallback_service(service));
         let task = tokio::spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
-            Server::builder().add_routes(routes).serve_with_incoming(incoming).await.expect("it listens");
+            let server = Server::builder().add_routes(routes);
+            server.serve_with_incoming(prompt(listener)).await.expect("it listens");
         });
         Self { endpoint, treated, task }
     }

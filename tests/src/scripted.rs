@@ -164,6 +164,12 @@ impl Peer {
         self.until(stream, "the client ends the stream", |call| call.ended).await;
     }
 
+    /// Waits for a PING on this connection
+    pub async fn pinged(&self) {
+        wait::within("the client sends a PING", 2 * PATIENCE, self.record.until_pinged(self.connection))
+            .await;
+    }
+
     async fn until(&self, stream: u32, what: &str, condition: impl Fn(&Taken) -> bool) {
         let met = |calls: &[Taken]| {
             let call = calls.iter().find(|call| call.is(self.connection, stream));
@@ -256,7 +262,12 @@ async fn read(connection: usize, mut from: OwnedReadHalf, writer: Writer, record
     while let Some(frame) = Frame::read(&mut from).await {
         match frame.kind {
             SETTINGS if frame.is(ACK) => record.on_applied(connection),
-            SETTINGS | PING if frame.flags == 0 => send(&writer, &[frame.ack()]).await,
+            SETTINGS | PING if frame.flags == 0 => {
+                if frame.kind == PING {
+                    record.on_ping(connection);
+                }
+                send(&writer, &[frame.ack()]).await;
+            }
             HEADERS => record.on_headers(connection, frame.stream, frame.is(END_STREAM)),
             DATA => {
                 record.on_data(connection, frame.stream, frame.data(), frame.is(END_STREAM));

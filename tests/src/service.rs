@@ -1,7 +1,9 @@
 //! The services that the suites call, and a server of them in this process
 
 use std::{
+    fmt,
     pin::Pin,
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,11 +13,18 @@ use std::{
 
 use bytes::Bytes;
 use callsign::instance::Address;
-use tokio::{net::TcpListener, sync::oneshot, time::sleep};
-use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    time::sleep,
+};
+use tokio_stream::{Stream, StreamExt};
 use tonic::{
     Request, Response, Status, Streaming,
-    transport::{Server, server::Router},
+    transport::{
+        Server,
+        server::{Router, TcpIncoming},
+    },
 };
 
 use crate::{
@@ -34,22 +43,85 @@ pub fn router(mut server: Server, hello: Hello, calls: &Calls) -> Router {
     server.add_service(GreeterServer::new(hello)).add_service(EchoServer::new(EchoService(calls.clone())))
 }
 
-/// The greeter: its greeting ends with its name
+/// How a greeter answers; as text `after 2`, in milliseconds, `unavailable` or `never`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// With a greeting, this much later
+    After(Duration),
+    /// With UNAVAILABLE, at once
+    Unavailable,
+    /// Not at all, until it has another manner
+    Never,
+}
+
+impl fmt::Display for Manner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(delay) => write!(f, "after {}", delay.as_millis()),
+            Self::Unavailable => f.write_str("unavailable"),
+            Self::Never => f.write_str("never"),
+        }
+    }
+}
+
+impl FromStr for Manner {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(' ') {
+            Some(("after", delay)) => delay.parse().map(Duration::from_millis).map(Self::After).or(Err(())),
+            None if text == "unavailable" => Ok(Self::Unavailable),
+            None if text == "never" => Ok(Self::Never),
+            _ => Err(()),
+        }
+    }
+}
+
+/// The greeter: its greeting ends with its name; clones are one
 #[derive(Clone, Debug)]
 pub struct Hello {
-    /// How it calls itself
-    pub name: String,
-    /// How long it takes to answer
-    pub delay: Duration,
+    name: String,
+    manner: Arc<watch::Sender<Manner>>,
+    calls: Arc<AtomicU64>,
+}
+
+impl Hello {
+    /// It calls itself by this name, and greets this much later
+    pub fn new(name: impl Into<String>, delay: Duration) -> Self {
+        let manner = Arc::new(watch::Sender::new(Manner::After(delay)));
+        Self { name: name.into(), manner, calls: Arc::default() }
+    }
+
+    /// Answers like this from here on
+    pub fn turn(&self, manner: Manner) {
+        self.manner.send_replace(manner);
+    }
+
+    /// Calls that have come in so far
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
 }
 
 #[tonic::async_trait]
 impl Greeter for Hello {
     async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        sleep(self.delay).await;
+        self.calls.fetch_add(1, Relaxed);
+        let mut manner = self.manner.subscribe();
+        let answers = manner.wait_for(|manner| *manner != Manner::Never).await;
+        let manner = *answers.expect("the greeter keeps the sender");
+        let Manner::After(delay) = manner else { return Err(Status::unavailable("as it was told")) };
+        sleep(delay).await;
         let message = format!("Hello {}, this is {}", request.get_ref().name, self.name);
         Ok(Response::new(HelloReply { message }))
     }
+}
+
+/// Connections that send at once
+///
+/// As tonic's own: without it the small frames of an answer wait for one another's ACK, 40 ms each time.
+pub fn prompt(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// Who sent a greeting
@@ -196,10 +268,9 @@ impl Local {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = Address::from(listener.local_addr().expect("the listener is bound"));
         let calls = Calls::default();
-        let router = router(server, Hello { name: address.to_string(), delay: Duration::ZERO }, &calls);
+        let router = router(server, Hello::new(address.to_string(), Duration::ZERO), &calls);
         let (stop, stopped) = oneshot::channel::<()>();
-        let incoming = TcpListenerStream::new(listener);
-        tokio::spawn(router.serve_with_incoming_shutdown(incoming, async {
+        tokio::spawn(router.serve_with_incoming_shutdown(prompt(listener), async {
             // An error means that the server's owner is gone, which is the signal.
             let _ = stopped.await;
         }));

@@ -1,12 +1,12 @@
 //! Deadlines, waiting for a server, and endpoints that come and go
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use callsign::{Address, Channel, EndpointAddress, EndpointState, Instance, WaitForReady, discover};
+use callsign::{Address, Channel, EndpointAddress, EndpointState, WaitForReady, discover};
 use callsign_tests::{
     bare::Bare,
-    channel::{UpdateLog, over},
+    channel::{changing, over},
     echo::{Chunk, Wanted, echo_client::EchoClient},
     lines::Lines,
     load::greet,
@@ -18,7 +18,6 @@ use callsign_tests::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request};
-use tower::discover::Change;
 use tracing::Level;
 
 /// For what should take no time
@@ -97,25 +96,10 @@ async fn waiting_for_an_endpoint_takes_the_pick_timeout_or_all_of_the_deadline()
     assert!((2 * picking..BOUND).contains(&took), "{took:?}");
 }
 
-/// What a test tells a channel about its endpoints
-type Changes = mpsc::UnboundedSender<Result<Change<Address, Instance>, Infallible>>;
-
-fn changing() -> (Channel, UpdateLog, Changes) {
-    let (changes, discover) = mpsc::unbounded_channel();
-    let channel =
-        Channel::builder(UnboundedReceiverStream::new(discover)).build().expect("the defaults are valid");
-    let log = UpdateLog::new(channel.updates());
-    (channel, log, changes)
-}
-
-fn insert(address: Address) -> Result<Change<Address, Instance>, Infallible> {
-    Ok(Change::Insert(address.clone(), address.into()))
-}
-
 #[tokio::test]
 async fn a_server_is_told_what_is_left_of_the_callers_deadline() {
     let server = Bare::well().await;
-    let (channel, _log, changes) = changing();
+    let (channel, _log, changes) = changing(|builder| builder);
     let mut client = EchoClient::new(channel);
     let told = |server: &Bare| {
         let [head] = &server.take_heads()[..] else { panic!("one call, one head") };
@@ -130,7 +114,7 @@ async fn a_server_is_told_what_is_left_of_the_callers_deadline() {
     let mut call = Box::pin(client.unary(request()));
     wait::assert_waits("a call to nobody", &mut call);
     tokio::time::sleep(SHORT).await;
-    changes.send(insert(server.address())).unwrap();
+    changes.insert(server.address());
     call.await.unwrap();
     let waited = told(&server);
     // Twenty seconds are written in microseconds, as are nineteen.
@@ -146,14 +130,14 @@ async fn a_server_is_told_what_is_left_of_the_callers_deadline() {
 async fn an_endpoint_that_is_named_again_keeps_its_connection() {
     let began = std::time::Instant::now();
     let server = Local::start().await;
-    let (channel, log, changes) = changing();
-    changes.send(insert(server.address())).unwrap();
+    let (channel, log, changes) = changing(|builder| builder);
+    changes.insert(server.address());
     log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
     let named_again = std::time::Instant::now();
-    changes.send(insert(server.address())).unwrap();
+    changes.insert(server.address());
     // What is named after it is seen after it.
     let other = Local::start().await;
-    changes.send(insert(other.address())).unwrap();
+    changes.insert(other.address());
     log.until(&other.address(), EndpointState::Ready, began, BOUND).await;
     assert_eq!(log.states(&server.address(), named_again), []);
     assert_eq!(channel.endpoints().len(), 2);
@@ -163,15 +147,15 @@ async fn an_endpoint_that_is_named_again_keeps_its_connection() {
 async fn a_removed_endpoint_gets_no_new_calls_and_ends_with_its_last_stream() {
     let began = std::time::Instant::now();
     let [removed, kept] = [Local::start().await, Local::start().await];
-    let (channel, log, changes) = changing();
-    changes.send(insert(removed.address())).unwrap();
+    let (channel, log, changes) = changing(|builder| builder);
+    changes.insert(removed.address());
     let mut client = EchoClient::new(channel.clone());
     let (sender, receiver) = mpsc::unbounded_channel();
     let mut echoes = client.bidi(UnboundedReceiverStream::new(receiver)).await.unwrap().into_inner();
 
-    changes.send(insert(kept.address())).unwrap();
+    changes.insert(kept.address());
     log.until(&kept.address(), EndpointState::Ready, began, BOUND).await;
-    changes.send(Ok(Change::Remove(removed.address()))).unwrap();
+    changes.remove(&removed.address());
     log.until(&removed.address(), EndpointState::Draining, began, BOUND).await;
 
     for _ in 0..50 {
@@ -197,12 +181,12 @@ async fn a_removed_endpoint_gets_no_new_calls_and_ends_with_its_last_stream() {
 async fn an_instance_that_cannot_be_used_any_more_takes_its_endpoint_with_it() {
     let began = std::time::Instant::now();
     let server = Local::start().await;
-    let (channel, log, changes) = changing();
-    changes.send(insert(server.address())).unwrap();
+    let (channel, log, changes) = changing(|builder| builder);
+    changes.insert(server.address());
     log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
     // The same key, but calls would now have to be encrypted.
     let encrypted: Address = format!("https://{}", server.address()).parse().unwrap();
-    changes.send(Ok(Change::Insert(server.address(), encrypted.into()))).unwrap();
+    changes.insert_as(&server.address(), encrypted);
     log.until(&server.address(), EndpointState::Gone, began, BOUND).await;
     assert_eq!(channel.endpoints(), []);
 }
@@ -210,20 +194,20 @@ async fn an_instance_that_cannot_be_used_any_more_takes_its_endpoint_with_it() {
 #[tokio::test]
 async fn an_instance_that_cannot_be_used_is_said_once_until_it_is_gone() {
     let lines = Lines::record();
-    let (_channel, log, changes) = changing();
+    let (_channel, log, changes) = changing(|builder| builder);
     let key: Address = "127.0.0.1:1".parse().unwrap();
     let encrypted: Address = "https://127.0.0.1:1".parse().unwrap();
     for (round, times) in [(1, 3), (2, 1)] {
         for _ in 0..times {
-            changes.send(Ok(Change::Insert(key.clone(), encrypted.clone().into()))).unwrap();
+            changes.insert_as(&key, encrypted.clone());
         }
         // What comes later is seen later.
         let began = std::time::Instant::now();
         let server = Local::start().await;
-        changes.send(insert(server.address())).unwrap();
+        changes.insert(server.address());
         log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
         assert_eq!(lines.beginning("instance skipped"), round, "{:?}", lines.at(Level::WARN));
-        changes.send(Ok(Change::Remove(key.clone()))).unwrap();
+        changes.remove(&key);
     }
 }
 
@@ -231,8 +215,8 @@ async fn an_instance_that_cannot_be_used_is_said_once_until_it_is_gone() {
 async fn a_discovery_that_ends_leaves_the_set_as_it_was() {
     let began = std::time::Instant::now();
     let server = Local::start().await;
-    let (channel, log, changes) = changing();
-    changes.send(insert(server.address())).unwrap();
+    let (channel, log, changes) = changing(|builder| builder);
+    changes.insert(server.address());
     log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
     drop(changes);
     for _ in 0..20 {

@@ -195,8 +195,7 @@ async fn a_server_registers_in_the_grpc_layout_under_the_address_that_it_was_giv
     let serve =
         Serve::new(SERVICE).listen("127.0.0.1:0").etcd(&session(etcd.endpoint())).layout(Layout::Grpc);
     let serve = serve.weight(3).zone("z").version("v").metadata("k", "1").notice(Duration::ZERO);
-    let hello =
-        router(Server::builder(), Hello { name: "a".into(), delay: Duration::ZERO }, &Calls::default());
+    let hello = router(Server::builder(), Hello::new("a", Duration::ZERO), &Calls::default());
     let serving = tokio::spawn(serve.shutdown(async { drop(stopped.await) }).run(hello));
     let view = view(&etcd);
     let address = wait::until("it is registered", BOUND, || view.addresses().pop()).await;
@@ -212,8 +211,7 @@ async fn a_server_registers_in_the_grpc_layout_under_the_address_that_it_was_giv
 async fn a_server_with_metadata_that_its_layout_cannot_hold_does_not_start() {
     let etcd = session("127.0.0.1:1".to_owned());
     let refused = async |serve: Serve| {
-        let hello =
-            router(Server::builder(), Hello { name: "a".into(), delay: Duration::ZERO }, &Calls::default());
+        let hello = router(Server::builder(), Hello::new("a", Duration::ZERO), &Calls::default());
         let serving = serve.listen("127.0.0.1:0").etcd(&etcd).run(hello);
         match wait::within("it does not start", SEEN, serving).await {
             Err(ServeError::Register(error)) => error,

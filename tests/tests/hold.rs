@@ -4,17 +4,13 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     slice,
     time::{Duration, Instant},
 };
 
-use callsign::{
-    Address, Channel, EndpointInfo, EndpointState, Etcd, EtcdChannel, EtcdOptions, Instance, Registration,
-    channel::ChannelBuilder,
-};
+use callsign::{Address, EndpointInfo, EndpointState, Etcd, EtcdChannel, EtcdOptions, Registration};
 use callsign_tests::{
-    channel::UpdateLog,
+    channel::{UpdateLog, changing},
     etcd::EtcdProcess,
     greeter,
     load::{Load, Pace, greet},
@@ -28,13 +24,10 @@ use callsign_tests::{
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    sync::mpsc,
     task::JoinHandle,
     time::MissedTickBehavior,
 };
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
-use tower::discover::Change;
 
 const SERVICE: &str = "hello.rpc";
 const SECOND: Duration = Duration::from_secs(1);
@@ -393,35 +386,14 @@ async fn a_rolling_replacement_of_all_servers_holds_nobody() {
     assert_eq!(sorted(&left), sorted(&addresses(&new)));
 }
 
-type Changes = mpsc::UnboundedSender<Result<Change<Address, Instance>, Infallible>>;
-type Discover = UnboundedReceiverStream<Result<Change<Address, Instance>, Infallible>>;
-
-/// A channel over endpoints that the test names
-fn changing(
-    configure: impl FnOnce(ChannelBuilder<Discover>) -> ChannelBuilder<Discover>,
-) -> (Channel, Changes) {
-    let (changes, discover) = mpsc::unbounded_channel();
-    let builder = configure(Channel::builder(UnboundedReceiverStream::new(discover)));
-    (builder.build().expect("valid settings"), changes)
-}
-
-fn insert(changes: &Changes, address: &Address) {
-    changes.send(Ok(Change::Insert(address.clone(), address.clone().into()))).expect("the channel lives");
-}
-
-fn remove(changes: &Changes, address: &Address) {
-    changes.send(Ok(Change::Remove(address.clone()))).expect("the channel lives");
-}
-
 #[tokio::test]
 async fn a_channel_over_any_discover_holds_nobody_unless_told_to() {
     let server = Local::start().await;
-    let (channel, changes) = changing(|builder| builder);
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder);
     let began = Instant::now();
-    insert(&changes, &server.address());
+    changes.insert(server.address());
     channel.until_ready().await;
-    remove(&changes, &server.address());
+    changes.remove(&server.address());
     log.until(&server.address(), EndpointState::Gone, began, BOUND).await;
     assert!(log.updates(began).iter().all(|update| !update.held));
 }
@@ -429,15 +401,14 @@ async fn a_channel_over_any_discover_holds_nobody_unless_told_to() {
 #[tokio::test]
 async fn only_endpoints_that_answer_are_held() {
     let (server, peer) = (Local::start().await, Peer::deaf());
-    let (channel, changes) = changing(|builder| builder.hold_window(WINDOW));
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
-    insert(&changes, &server.address());
-    insert(&changes, &peer.address());
+    changes.insert(server.address());
+    changes.insert(peer.address());
     channel.until_ready().await;
     log.until(&peer.address(), EndpointState::Backoff, began, BOUND).await;
-    remove(&changes, &peer.address());
-    remove(&changes, &server.address());
+    changes.remove(&peer.address());
+    changes.remove(&server.address());
     log.until(&peer.address(), EndpointState::Gone, began, BOUND).await;
     let [endpoint] = &channel.endpoints()[..] else { panic!("one endpoint") };
     assert!(endpoint.held && endpoint.address == server.address(), "{endpoint:?}");
@@ -450,15 +421,14 @@ async fn a_held_endpoint_that_has_lost_its_connection_is_not_dialled_again() {
     // Who connects is seen.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::from(listener.local_addr().unwrap());
-    let (channel, changes) = changing(|builder| builder.hold_window(WINDOW));
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
-    insert(&changes, &address);
+    changes.insert(address.clone());
     let (mut client, _) = listener.accept().await.unwrap();
     let mut target = TcpStream::connect(server.address().to_string()).await.unwrap();
     let pipe = tokio::spawn(async move { copy_bidirectional(&mut client, &mut target).await });
     greet(GreeterClient::new(channel.clone()), DEADLINE).await.unwrap();
-    remove(&changes, &address);
+    changes.remove(&address);
     wait::until("it is held", BOUND, || (held(channel.endpoints()).len() == 1).then_some(())).await;
 
     // Attempts are 100 ms apart at least: from now on another would begin at once.
@@ -472,18 +442,17 @@ async fn a_held_endpoint_that_has_lost_its_connection_is_not_dialled_again() {
 
 #[tokio::test]
 async fn an_endpoint_that_comes_back_connects_again_when_its_connection_ends() {
-    let server = greeter!().start().await;
+    let mut server = greeter!().start().await;
     let address = server.address();
-    let (channel, changes) = changing(|builder| builder.hold_window(WINDOW));
-    let log = UpdateLog::new(channel.updates());
+    let (channel, log, changes) = changing(|builder| builder.hold_window(WINDOW));
     let began = Instant::now();
-    insert(&changes, &address);
+    changes.insert(address.clone());
     channel.until_ready().await;
-    remove(&changes, &address);
+    changes.remove(&address);
     wait::until("it is held", BOUND, || (held(channel.endpoints()).len() == 1).then_some(())).await;
-    insert(&changes, &address);
+    changes.insert(address.clone());
     wait::until("it is not held", BOUND, || held(channel.endpoints()).is_empty().then_some(())).await;
-    drop(server);
+    server.kill9();
     log.until(&address, EndpointState::Backoff, began, BOUND).await;
     let lost = Instant::now();
     let _server = greeter!().listen(&address).start().await;

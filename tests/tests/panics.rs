@@ -6,7 +6,7 @@ use std::{
 };
 
 use callsign::{
-    Channel,
+    Channel, EndpointState,
     discover::fixed,
     policy::{Candidate, LeastRequest, Pick, Policy},
 };
@@ -95,13 +95,15 @@ async fn a_panic_of_a_body_after_the_response_has_begun_ends_the_response() {
 struct Faulty(AtomicBool);
 
 impl Policy for Faulty {
-    type Plan = ();
+    type Plan = <LeastRequest as Policy>::Plan;
 
-    fn plan(&self, _: &[Candidate]) {}
+    fn plan(&self, candidates: &[Candidate]) -> Self::Plan {
+        LeastRequest::new().plan(candidates)
+    }
 
-    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
+    fn pick(&self, plan: &Self::Plan, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
         assert!(self.0.swap(true, Relaxed) || candidates.is_empty(), "{PANIC}");
-        LeastRequest::new().pick(&(), candidates, call)
+        LeastRequest::new().pick(plan, candidates, call)
     }
 }
 
@@ -115,6 +117,47 @@ async fn a_panic_of_a_policy_is_one_calls_only() {
     let call = tokio::spawn(async move { client.unary(Chunk::default()).await.map(drop) });
     assert!(wait::within("the call", BOUND, call).await.unwrap_err().is_panic());
     assert_as_if_nothing_had_been(&server, &channel).await;
+}
+
+/// Cannot make a plan for two
+struct Overwhelmed;
+
+impl Policy for Overwhelmed {
+    type Plan = ();
+
+    fn plan(&self, candidates: &[Candidate]) {
+        assert!(candidates.len() < 2, "{PANIC}");
+    }
+
+    fn pick(&self, (): &(), candidates: &[Candidate], _: &mut Pick<'_>) -> Option<usize> {
+        (!candidates.is_empty()).then_some(0)
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_panics_over_a_set_is_replaced_for_that_set_alone() {
+    let servers = [Local::start().await, Local::start().await];
+    let addresses = servers.each_ref().map(Local::address);
+    let channel = Channel::builder(fixed(addresses)).policy(Overwhelmed).build().unwrap();
+    let ready = |many| {
+        let channel = &channel;
+        wait::until("as many are ready", BOUND, move || {
+            let infos = channel.endpoints();
+            let ready = infos.iter().filter(|info| info.state == EndpointState::Ready).count();
+            (ready == many).then_some(())
+        })
+    };
+    ready(2).await;
+    let mut client = EchoClient::new(channel.clone());
+    for _ in 0..20 {
+        wait::within("a call", BOUND, client.unary(Chunk::default())).await.expect("it works");
+    }
+    assert!(channel.endpoints().iter().all(|info| info.started > 0), "{:?}", channel.endpoints());
+
+    let [gone, _left] = servers;
+    drop(gone);
+    ready(1).await;
+    wait::within("a call", BOUND, client.unary(Chunk::default())).await.expect("its own rule works again");
 }
 
 #[tokio::test]

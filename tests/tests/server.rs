@@ -48,7 +48,7 @@ fn session(etcd: &EtcdProcess) -> Etcd {
 }
 
 fn hello(calls: &Calls) -> Router {
-    router(Server::builder(), Hello { name: "test".into(), delay: Duration::ZERO }, calls)
+    router(Server::builder(), Hello::new("test", Duration::ZERO), calls)
 }
 
 /// A server in this process, told to stop by a channel
@@ -301,7 +301,7 @@ async fn the_address_of_the_pod_is_published_for_all_addresses() {
 
 /// A router with a layer that counts the calls
 fn layered(counted: &Arc<AtomicUsize>) -> Router<Stack<InterceptorLayer<Count>, Identity>> {
-    let hello = Hello { name: "test".into(), delay: Duration::ZERO };
+    let hello = Hello::new("test", Duration::ZERO);
     let count = InterceptorLayer::new(Count(Arc::clone(counted)));
     Server::builder().layer(count).add_service(GreeterServer::new(hello))
 }

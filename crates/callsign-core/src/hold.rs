@@ -118,6 +118,12 @@ impl Hold {
         }
     }
 
+    /// An endpoint is not wanted any more although discovery lists it: nobody's loss, and nobody's gain
+    pub fn forget(&mut self, endpoint: u64) {
+        self.listed = self.listed.saturating_sub(1);
+        self.added.remove(&endpoint);
+    }
+
     /// A removed endpoint does not answer any more, whatever the reason
     pub fn lost(&mut self, endpoint: u64) {
         if let Some(removed) = self.removed.get_mut(&endpoint) {
@@ -192,6 +198,14 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(15);
     const NOBODY: [u64; 0] = [];
+
+    #[test]
+    fn who_is_not_wanted_any_more_has_not_vanished() {
+        let mut test = service(10);
+        (0..9).for_each(|endpoint| test.hold.forget(endpoint));
+        assert_eq!(test.change(0..0, 0..0).began, None);
+        assert_eq!(test.change(0..0, 9..10).held, [9], "but the last that is wanted can still vanish");
+    }
 
     /// A hold with a clock of its own
     struct Test {

@@ -32,6 +32,24 @@ impl Default for KeepAlive {
     }
 }
 
+/// The interval at which doubling ends: gRFC A8 has servers themselves ping every two hours.
+const CALMEST: Duration = Duration::from_secs(2 * 3600);
+
+impl KeepAlive {
+    /// The same for a peer that has said ENHANCE_YOUR_CALM: half as often, as in gRFC A8
+    ///
+    /// Up to every two hours. On demand stays as it is: it keeps within what a default server bears with.
+    pub fn calmed(self) -> Self {
+        match self {
+            Self::Periodic { interval, timeout } => {
+                let calmer = interval.saturating_mul(2).min(CALMEST);
+                Self::Periodic { interval: calmer.max(interval), timeout }
+            }
+            on_demand @ Self::OnDemand { .. } => on_demand,
+        }
+    }
+}
+
 /// What to do about a connection now
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -271,6 +289,19 @@ mod tests {
         assert_eq!(pings(&mut dog, t0, 60, 300, another), [60]);
         let one_more = Activity { busy: true, calls: 3 };
         assert_eq!(pings(&mut dog, t0, 300, 400, one_more), [370], "the fourth would be one too many");
+    }
+
+    #[test]
+    fn a_peer_that_wants_calm_is_pinged_half_as_often_each_time() {
+        let timeout = secs(3);
+        let periodic = |interval| KeepAlive::Periodic { interval: secs(interval), timeout };
+        assert_eq!(periodic(10).calmed(), periodic(20));
+        assert_eq!(periodic(10).calmed().calmed(), periodic(40));
+        assert_eq!((0..20).fold(periodic(10), |keep_alive, _| keep_alive.calmed()), periodic(7200));
+        assert_eq!(periodic(86_400).calmed(), periodic(86_400), "never more often");
+        let longest = KeepAlive::Periodic { interval: Duration::MAX, timeout };
+        assert_eq!(longest.calmed(), longest);
+        assert_eq!(KeepAlive::default().calmed(), KeepAlive::default());
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! What is known of an endpoint's load: calls in flight, latency, failures
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    f64::consts::{LN_2, SQRT_2},
     time::{Duration, Instant},
+};
+
+use crate::sync::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed},
 };
 
 /// Load statistics of one endpoint
@@ -13,27 +18,35 @@ use std::{
 /// A call goes through [`start`](Self::start), then one of [`answered`](Self::answered), [`given_up`](Self::given_up) and
 /// [`untaken`](Self::untaken), then [`finish`](Self::finish); how it ended is told by [`succeeded`](Self::succeeded) or
 /// [`failed`](Self::failed), or not at all.
+///
+/// When nobody waits, nobody has an age. A call that begins just when another is answered or the last one ends may have none
+/// until the next call begins: it is counted in flight and as waiting all the same.
+// What a pick reads lies in the first cache line, whatever the compiler thinks; all in one, since each call writes it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Load {
     /// The zero of all times here.
     epoch: Instant,
     in_flight: AtomicU32,
+    /// Failures in a row.
+    failures: AtomicU32,
+    latency: Latency,
+    /// Since when calls wait and nothing was heard, in nanoseconds after the epoch and one more; zero if none does.
+    unanswered_since: AtomicU64,
+    /// When the last of the failures in a row was, in nanoseconds after the epoch.
+    failed_at: AtomicU64,
     /// Calls in flight whose response has not begun.
     waiting: AtomicU32,
     /// Calls that may wait at the same time; [`UNLIMITED`] but on trial.
     most_waiting: AtomicU32,
-    /// Since when calls wait and nothing was heard, in nanoseconds after the epoch and one more; zero if none does.
-    unanswered_since: AtomicU64,
-    latency: Latency,
-    /// Failures in a row.
-    failures: AtomicU32,
-    /// When the last of them was, in nanoseconds after the epoch.
-    failed_at: AtomicU64,
     started: AtomicU64,
     answers: AtomicU64,
     succeeded: AtomicU64,
     failed: AtomicU64,
 }
+
+#[cfg(all(target_pointer_width = "64", not(loom)))]
+const _: () = assert!(std::mem::offset_of!(Load, waiting) < 64);
 
 impl Load {
     /// Nothing is known yet
@@ -103,7 +116,9 @@ impl Load {
 
     /// Whether others wait still
     fn stop_waiting(&self) -> bool {
-        self.waiting.fetch_sub(1, Relaxed) > 1
+        // The last one clears the age, and has to see what those before it have stored there: else an endpoint for
+        // which nobody waits would grow older and older, and never be picked again.
+        self.waiting.fetch_sub(1, AcqRel) > 1
     }
 
     /// Ends a call that [`start`](Self::start) counted
@@ -165,7 +180,8 @@ impl Load {
 
     /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
     ///
-    /// A peak EWMA: see [`Latency`]. It fades while there are no samples, so that an endpoint that was slow is tried again.
+    /// A peak EWMA: it rises at once, though by no more than a doubling at a time, and falls with a time constant of 2 s. It
+    /// fades while there are no samples, so that an endpoint that was slow is tried again.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
     }
@@ -256,8 +272,8 @@ impl Load {
     }
 
     fn penalty(&self, failures: u32, now: u64) -> f32 {
-        let ago = now.saturating_sub(self.failed_at.load(Relaxed)) as f32 / PENALTY_HALVES;
-        1.0 + PENALTY * failures.min(MOST_PENALTIES) as f32 * (-ago).exp2()
+        let ago = now.saturating_sub(self.failed_at.load(Relaxed));
+        1.0 + PENALTY * failures.min(MOST_PENALTIES) as f32 * half_to_the(ago / (PENALTY_HALVES >> 23))
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -285,7 +301,7 @@ const PENALTY: f32 = 10.0;
 /// for long is not to be avoided for long once it is well.
 const MOST_PENALTIES: u32 = 5;
 /// The time in which the penalty halves, in nanoseconds: a single failure is forgiven after some three seconds.
-const PENALTY_HALVES: f32 = 1e9;
+const PENALTY_HALVES: u64 = 1_000_000_000;
 
 fn nanos_to_millis(nanos: u64) -> u32 {
     // Wraps after 49 days, see `kept`.
@@ -308,7 +324,7 @@ struct Latency {
 
 /// Finagle and linkerd2-proxy use 10 s, kratos 0.6 s. Two seconds remember an endpoint that is called once a second, and try
 /// one that was ten times slower than the others again after three.
-const TAU: f32 = 2000.0;
+const TAU: f64 = 2000.0;
 /// See [`Latency`].
 const MOST_RISE: f32 = 2.0;
 /// See [`Latency`]; in milliseconds.
@@ -374,10 +390,27 @@ impl Latency {
     }
 }
 
-/// Part of an estimate that is left after that many milliseconds
+/// Part of an estimate that is left after that many milliseconds: `e^(-elapsed / tau)`
 fn kept(elapsed: u32) -> f32 {
+    /// Halvings in a millisecond, in parts of 2^40.
+    const HALVINGS: u64 = ((1_u64 << 40) as f64 / (TAU * LN_2)) as u64;
     // Threads that race see each other's future: the last minute before the clock wraps counts as that.
-    if elapsed == 0 || elapsed > u32::MAX - 60_000 { 1.0 } else { (-(elapsed as f32) / TAU).exp() }
+    if elapsed > u32::MAX - 60_000 { 1.0 } else { half_to_the((u64::from(elapsed) * HALVINGS) >> (40 - 23)) }
+}
+
+/// `2^-halvings`, in parts of 2^23, within 0.4 %; every pick needs it twice, so it has to be fast
+///
+/// Subtracted from a float's bits they divide it by powers of two, and in between on a straight line, which the parabola
+/// through 2^0, 2^0.5 and 2^1 bends into shape.
+fn half_to_the(halvings: u64) -> f32 {
+    const ONE: u64 = 1 << 23;
+    /// In parts of 2^16.
+    const BEND: u64 = ((6.0 - 4.0 * SQRT_2) * 65_536.0) as u64;
+    // Beyond it is nothing, as it were.
+    let line = 127 * ONE - halvings.min(126 * ONE);
+    let rest = line % ONE;
+    let bend = (((rest * (ONE - rest)) >> 23) * BEND) >> 16;
+    f32::from_bits((line - bend) as u32)
 }
 
 /// Nanoseconds and the time of the last update in milliseconds; zero is "unknown", so no estimate is zero
@@ -438,6 +471,17 @@ mod tests {
         assert!(near(risen[0], 8 * MS) && near(risen[1], 16 * MS) && near(risen[4], 100 * MS), "{risen:?}");
         let faded = load.latency(times[4] + Duration::from_millis(2000)).unwrap();
         assert!(near(Some(faded), Duration::from_secs_f32(0.1 / 1_f32.exp())), "{faded:?}");
+    }
+
+    #[test]
+    fn what_is_kept_falls_as_the_exponential_function_does() {
+        for elapsed in (0..20_000).step_by(7) {
+            let exact = (-f64::from(elapsed) / TAU).exp();
+            let off = f64::from(kept(elapsed)) / exact - 1.0;
+            assert!(off.abs() < 0.004, "{off} after {elapsed} ms");
+        }
+        assert_eq!((kept(0), kept(u32::MAX)), (1.0, 1.0));
+        assert!(kept(u32::MAX - 60_000) > 0.0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Whether a connection has room for one more stream
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
 /// The streams of one HTTP/2 connection: how many are open, how many the peer allows
 ///

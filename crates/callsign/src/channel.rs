@@ -11,11 +11,18 @@ mod target;
 #[cfg(all(test, feature = "etcd"))]
 mod fuzz;
 
+mod connecting;
+
 mod call;
-mod members;
 mod options;
 mod pool;
+
+mod members;
+mod selection;
+
+mod around;
 mod ready;
+
 mod shared;
 mod state;
 mod view;
@@ -32,7 +39,7 @@ use std::{
     time::Duration,
 };
 
-use callsign_core::{keepalive::KeepAlive, policy::P2cEwma};
+use callsign_core::policy::P2cEwma;
 use http::{HeaderValue, Request, Response, uri::Authority};
 use tokio::sync::{oneshot, watch};
 use tonic::{Status, body::Body};
@@ -53,14 +60,16 @@ pub use crate::endpoint::EndpointState;
 pub use callsign_core::ejection::Reason as EjectionReason;
 
 use self::{
+    connecting::{Connecting, connecting_settings},
     members::{EndpointConfig, Members},
     pool::Pool,
     ready::Balancer,
+    selection::{Rules, Selection},
     shared::Shared,
 };
 use crate::{
     attention::Attention,
-    connection::{self, Transport, Waiters},
+    connection::{self, Waiters},
     instance::{Address, Instance},
     metrics::ChannelMeters,
 };
@@ -97,7 +106,7 @@ impl Channel {
     pub fn builder<D>(discover: D) -> ChannelBuilder<D>
     where
         D: Discover<Service = Instance> + Unpin + Send + 'static,
-        D::Key: Hash + Eq + Send + 'static,
+        D::Key: Hash + Eq + Send + Sync + 'static,
         D::Error: Into<BoxError>,
     {
         ChannelBuilder { discover, settings: Settings::default() }
@@ -178,7 +187,7 @@ pub struct ChannelBuilder<D> {
 }
 
 /// A setting that cannot be
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
     /// The user agent has characters that no header can hold: printable ASCII is safe
@@ -187,6 +196,24 @@ pub enum SettingsError {
     /// The authority is not `host` or `host:port`
     #[error("the authority {0:?} is not host or host:port")]
     Authority(String),
+    /// The subset has no members: leave it out to connect to all instances
+    #[error("a subset of 0 instances is nobody")]
+    Subset,
+    /// Servers would take such pings for an attack: let there be 10 s between two at least
+    #[error("a keepalive interval of {0:?} is less than 10s")]
+    Keepalive(Duration),
+    /// The settings for TLS make no sense, or a file in them cannot be used: correct them
+    #[cfg(feature = "tls")]
+    #[error("bad TLS settings: {0}")]
+    Tls(#[from] crate::tls::TlsError),
+    /// The names to verify would come from discovery, and the system's roots vouch for any name: name a CA by
+    /// [`Tls::ca_file`](crate::Tls::ca_file) or the one name to verify by [`Tls::server_name`](crate::Tls::server_name), or
+    /// allow it by `trust_system_roots_for_discovered_names` of the builder
+    #[cfg(feature = "tls")]
+    #[error(
+        "the system's roots would vouch for any name that discovery gives: name a CA, or the name to verify"
+    )]
+    DiscoveredNames,
 }
 
 struct Settings {
@@ -198,6 +225,7 @@ struct Settings {
     hold_window: Duration,
     user_agent: Option<String>,
     authority: Option<String>,
+    connecting: Connecting,
     missing_list: Box<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
@@ -212,6 +240,7 @@ impl Default for Settings {
             hold_window: Duration::ZERO,
             user_agent: None,
             authority: None,
+            connecting: Connecting::default(),
             missing_list: Box::new(|| None),
         }
     }
@@ -224,7 +253,7 @@ impl Settings {
     fn build<D>(self, discover: D) -> Result<Channel, SettingsError>
     where
         D: Discover<Service = Instance> + Unpin + Send + 'static,
-        D::Key: Hash + Eq + Send + 'static,
+        D::Key: Hash + Eq + Send + Sync + 'static,
         D::Error: Into<BoxError>,
     {
         let options = CallOptions {
@@ -236,23 +265,23 @@ impl Settings {
             |text: String| Authority::try_from(text.as_str()).map_err(|_| SettingsError::Authority(text));
         let authority = self.authority.map(parse).transpose()?;
         let waiters = Arc::<Waiters>::default();
+        let connecting = self.connecting;
         let connection = connection::Config {
             connect_timeout: CONNECT_TIMEOUT,
-            transport: Transport::Plain,
-            keep_alive: KeepAlive::default(),
+            transport: connecting.transport()?,
+            keep_alive: connecting.keep_alive()?,
             waiters: Arc::clone(&waiters),
         };
+        let encrypted = !connection.transport.is_plain();
+        let subset = connecting.subset()?;
+        let selection = Selection::new(Rules { encrypted, accept: connecting.accept, authority }, subset);
         let meters = Arc::new(ChannelMeters::new(&self.service));
         let attention = Arc::<Attention>::default();
-        let config = EndpointConfig {
-            connection,
-            authority,
-            attention: Arc::clone(&attention),
-            meters: Arc::clone(&meters),
-        };
+        let config =
+            EndpointConfig { connection, attention: Arc::clone(&attention), meters: Arc::clone(&meters) };
         let shared = Arc::new(Shared::new(
             self.service,
-            self.balancer,
+            self.balancer.within(connecting.around),
             self.pick_timeout,
             self.missing_list,
             waiters,
@@ -260,7 +289,7 @@ impl Settings {
         ));
         let (used, unused) = oneshot::channel();
         let members = Members::new(config, self.hold_window);
-        let pool = Pool::new(discover, members, Arc::clone(&shared), attention);
+        let pool = Pool::new(discover, selection, members, Arc::clone(&shared), attention);
         tokio::spawn(pool.run(unused));
         Ok(Channel { inner: Arc::new(Inner { shared, options, _used: used }) })
     }
@@ -345,10 +374,11 @@ use call_settings;
 impl<D> ChannelBuilder<D>
 where
     D: Discover<Service = Instance> + Unpin + Send + 'static,
-    D::Key: Hash + Eq + Send + 'static,
+    D::Key: Hash + Eq + Send + Sync + 'static,
     D::Error: Into<BoxError>,
 {
     call_settings!();
+    connecting_settings!();
 
     /// How messages call what is behind this channel
     ///

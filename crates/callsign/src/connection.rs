@@ -202,11 +202,22 @@ impl Drop for Connection {
 #[derive(Clone, Debug)]
 pub(crate) enum Closed {
     /// The peer asked to go elsewhere; streams that it accepted go on
-    GoAway(Arc<str>),
+    GoAway {
+        cause: Arc<str>,
+        /// It wants to be asked less often (gRFC A8).
+        calm: bool,
+    },
     /// The owner let it go
     Drained,
     /// The connection is broken
     Lost(Arc<str>),
+}
+
+impl Closed {
+    fn go_away(error: &h2::Error) -> Self {
+        let calm = error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+        Self::GoAway { cause: error.to_string().into(), calm }
+    }
 }
 
 /// A handle to send calls with; cheap to clone, keeps no connection open
@@ -380,9 +391,9 @@ impl Shared {
         // Connection or request: only a connection that is finished says so again.
         opened.map_err(|error| match poll_now(&mut send) {
             Poll::Ready(Err(closed)) => {
-                let cause = closed.to_string().into();
                 // The driver says the same in a moment; this is the first to see it.
-                self.retire(if closed.is_io() { Closed::Lost(cause) } else { Closed::GoAway(cause) });
+                let lost = || Closed::Lost(closed.to_string().into());
+                self.retire(if closed.is_io() { lost() } else { Closed::go_away(&closed) });
                 SendError::NotSent
             }
             _ => SendError::Failed(error::bad_request(&error)),
@@ -393,11 +404,10 @@ impl Shared {
     fn on_go_away(&self) {
         // The frame may have only begun to come in; then h2 does not know of it yet, and has no reason to give.
         let handle = self.outbox().send.clone();
-        let cause = match handle.map(|mut handle| poll_now(&mut handle)) {
-            Some(Poll::Ready(Err(error))) => error.to_string(),
-            _ => "the peer sent GOAWAY".to_owned(),
-        };
-        self.retire(Closed::GoAway(cause.into()));
+        self.retire(match handle.map(|mut handle| poll_now(&mut handle)) {
+            Some(Poll::Ready(Err(error))) => Closed::go_away(&error),
+            _ => Closed::GoAway { cause: "the peer sent GOAWAY".into(), calm: false },
+        });
     }
 
     fn is_retired(&self) -> bool {

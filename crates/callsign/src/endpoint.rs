@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use callsign_core::{backoff::Backoff, ejection::MOST_FAILURES, load::Load};
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -58,6 +58,8 @@ pub(crate) struct Endpoint {
     pub(crate) address: Address,
     /// `:authority` of its calls.
     pub(crate) authority: Authority,
+    /// `:scheme` of its calls.
+    pub(crate) scheme: Scheme,
     pub(crate) load: Arc<Load>,
     /// Of whoever judges it by its load.
     pub(crate) attention: Arc<Attention>,
@@ -299,12 +301,27 @@ impl Worker {
 
     fn on_closed(&mut self, closed: Closed, useless: bool) -> Arc<str> {
         let (cause, failed) = match closed {
-            Closed::GoAway(cause) => (cause, false),
+            Closed::GoAway { cause, calm } => {
+                if calm {
+                    self.calm();
+                }
+                (cause, false)
+            }
             Closed::Lost(cause) => (cause, useless),
             Closed::Drained => ("drained".into(), false),
         };
         self.failures = if failed { self.failures.saturating_add(1) } else { 0 };
         cause
+    }
+
+    /// The server minds our pings: all connections from here on send fewer
+    fn calm(&mut self) {
+        let calmed = self.config.keep_alive.calmed();
+        if calmed != self.config.keep_alive {
+            let endpoint = &self.endpoint.address;
+            tracing::warn!(%endpoint, keep_alive = ?calmed, "the server minds pings: sending them less often");
+            self.config.keep_alive = calmed;
+        }
     }
 
     /// Waits until the next attempt may start, counted from the start of the last one

@@ -51,8 +51,8 @@
 //! # Features
 //!
 //! `etcd` and `server` are on by default; `etcd` needs `protoc` at build time. Without them a [`Channel`] balances over
-//! static lists and any [`tower::discover::Discover`]. `tls` is off by default: connections to etcd over TLS, by rustls and
-//! ring.
+//! static lists and any [`tower::discover::Discover`]. `tls` is off by default: connections to etcd and to endpoints over
+//! TLS, by rustls and ring.
 
 pub mod channel;
 #[cfg(feature = "server")]

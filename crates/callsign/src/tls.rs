@@ -80,6 +80,11 @@ impl Tls {
         self
     }
 
+    /// Whether a certificate for any name in the world may do, if that is the name that is dialled
+    pub(crate) fn trusts_any_name(&self) -> bool {
+        matches!(self.roots, Roots::System) && self.server_name.is_none()
+    }
+
     /// Reads and checks all of it, as every builder that takes a `Tls` does; blocks for as long as reading files does
     ///
     /// # Errors

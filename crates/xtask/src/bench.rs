@@ -5,12 +5,17 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// Every measurement: a program of the package `callsign-benches`.
-const BENCHES: [(&str, &str); 3] = [
+const BENCHES: [(&str, &str); 5] = [
     ("call", "CPU per call and throughput: EtcdChannel, tonic's Channel, tonic's balance channel"),
+    (
+        "churn",
+        "memory of an idle endpoint beside a bare h2 connection; endpoints that come and go under load",
+    ),
     (
         "discovery",
         "from a put to the update beside a bare etcd watch; 10 000 instances: list, change, memory",
     ),
+    ("pick", "every balancing policy at 1 to 10 000 endpoints, beside tower's p2c::Balance over PeakEwma"),
     ("embedded", "start, puts, watchers and leases: etcd-embedded beside a real etcd"),
 ];
 

@@ -11,6 +11,7 @@ mod etcd;
 mod family;
 mod faults;
 mod fuzz;
+mod loom;
 mod ports;
 mod program;
 mod reaper;
@@ -34,6 +35,7 @@ usage: cargo xtask TASK
   chaos [--seed N] [--minutes M]
                         random faults of a real etcd, of servers and of the ways to etcd, under load
   fuzz                  a million random bad inputs for everything that reads keys, values, addresses and targets
+  loom                  every order in which threads can meet in the core's atomics
   bench NAME [--quick]  one measurement; without a name: the list of them
 
 Environment:
@@ -81,6 +83,8 @@ fn run() -> Result {
         Some("chaos") => chaos::run(&rest),
         Some("fuzz") if rest.is_empty() => fuzz::run(),
         Some("fuzz") => Err("fuzz takes no arguments".into()),
+        Some("loom") if rest.is_empty() => loom::run(),
+        Some("loom") => Err("loom takes no arguments".into()),
         Some("bench") => bench::run(rest),
         _ => Err(format!("no task {}\n\n{USAGE}", task.display()).into()),
     }

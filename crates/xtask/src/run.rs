@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use crate::{Result, cargo};
 
 /// What a person would run; the demo has its own client.
-const BINS: [(&str, &str); 4] = [
+const BINS: [(&str, &str); 5] = [
     (
         "hello_server",
         "a greeting server that registers itself: [--listen 127.0.0.1:9090] [--service hello.rpc]",
@@ -19,6 +19,7 @@ const BINS: [(&str, &str); 4] = [
         "live_config",
         "greets as a value in etcd says; with options, puts that value: [--greeting Hello] [--every-ms 1000]",
     ),
+    ("custom_policy", "a canary takes one call in twenty: [--canary 127.0.0.1:9091]"),
 ];
 
 pub(crate) fn run(arguments: &[OsString]) -> Result {
@@ -34,6 +35,6 @@ pub(crate) fn run(arguments: &[OsString]) -> Result {
 }
 
 fn list() -> String {
-    let lines = BINS.iter().map(|(name, what)| format!("  {name:<14}{what}\n"));
+    let lines = BINS.iter().map(|(name, what)| format!("  {name:<15}{what}\n"));
     ["usage: cargo xtask run BIN [ARGUMENTS]\n\n".to_owned()].into_iter().chain(lines).collect()
 }

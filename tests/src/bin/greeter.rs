@@ -3,13 +3,12 @@
 use std::{error::Error, time::Duration};
 
 use callsign::{RegistrationState, Serve};
-use callsign_tests::service::{Calls, Hello, router};
+use callsign_tests::service::{Calls, Hello, Manner, prompt, router};
 use lexopt::prelude::*;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::{
     ServingStatus,
@@ -83,18 +82,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if let Some(age) = options.max_connection_age {
         server = server.max_connection_age(age);
     }
-    let hello = Hello { name: address.to_string(), delay: options.delay };
-    let mut router = router(server, hello, &Calls::default());
+    let hello = Hello::new(address.to_string(), options.delay);
+    let mut router = router(server, hello.clone(), &Calls::default());
     let reporter = HealthReporter::new();
     if let Some(status) = options.health {
         reporter.set_service_status("", status).await;
         let service = HealthService::from_health_reporter(reporter.clone());
         router = router.add_service(tonic_health::pb::health_server::HealthServer::new(service));
-        tokio::spawn(report(reporter.clone(), told));
     }
+    tokio::spawn(obey(hello, reporter.clone(), told));
     println!("listening {address}");
     let Some(service) = options.service else {
-        return Ok(router.serve_with_incoming(TcpListenerStream::new(listener)).await?);
+        return Ok(router.serve_with_incoming(prompt(listener)).await?);
     };
     let mut serve = Serve::new(service).listener(listener);
     if let Some(ttl) = options.ttl {
@@ -130,11 +129,16 @@ async fn print(mut state: watch::Receiver<RegistrationState>) {
     }
 }
 
-/// Reports the health that it is told
-async fn report(reporter: HealthReporter, mut told: mpsc::UnboundedReceiver<String>) {
+/// Does what it is told: to report another health, to answer in another manner, to say how many calls have come in
+async fn obey(hello: Hello, reporter: HealthReporter, mut told: mpsc::UnboundedReceiver<String>) {
     while let Some(line) = told.recv().await {
         if let Some(status) = status(&line) {
             reporter.set_service_status("", status).await;
+        } else if let Ok(manner) = line.parse::<Manner>() {
+            hello.turn(manner);
+            println!("answers {manner}");
+        } else if line == "calls" {
+            println!("calls {}", hello.calls());
         }
     }
 }
@@ -144,7 +148,7 @@ fn end_with_parent() -> mpsc::UnboundedReceiver<String> {
     let (sender, lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            // Without a health service nobody listens.
+            // Who does not listen yet needs nothing.
             let _ = sender.send(line);
         }
         std::process::exit(1);

@@ -15,6 +15,8 @@ struct State {
     goaways: Vec<(usize, u32)>,
     /// The connection of each SETTINGS frame that the client has applied
     applied: Vec<usize>,
+    /// The connection of each PING that the client has sent
+    pings: Vec<usize>,
 }
 
 /// One stream that came in
@@ -104,6 +106,17 @@ impl Record {
         let mut changes = self.0.subscribe();
         let met = changes.wait_for(|state| applied(state) >= frames).await;
         met.expect("the record holds the sender");
+    }
+
+    /// Waits until the client has sent a PING on a connection
+    pub(super) async fn until_pinged(&self, connection: usize) {
+        let mut changes = self.0.subscribe();
+        let met = changes.wait_for(|state| state.pings.contains(&connection)).await;
+        met.expect("the record holds the sender");
+    }
+
+    pub(super) fn on_ping(&self, connection: usize) {
+        self.0.send_modify(|state| state.pings.push(connection));
     }
 
     pub(super) fn on_applied(&self, connection: usize) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, request::Parts, uri::Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, request::Parts};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body};
@@ -159,7 +159,7 @@ impl<'a> Call<'a> {
     fn address_to(&mut self, endpoint: &Endpoint) -> Result<(), Status> {
         let Parts { uri, headers, .. } = self.outgoing.head_mut();
         let mut parts = std::mem::take(uri).into_parts();
-        parts.scheme = Some(Scheme::HTTP);
+        parts.scheme = Some(endpoint.scheme.clone());
         parts.authority = Some(endpoint.authority.clone());
         *uri = Uri::from_parts(parts).map_err(|_| error::bad_path())?;
         if let Some(told) = &mut self.told {

@@ -15,6 +15,7 @@ use tower_service::Service;
 
 use super::{
     Channel, ChannelState, EndpointInfo, Settings, SettingsError, Updates, call_settings,
+    connecting::connecting_settings,
     target::{Target, TargetError, redacted},
 };
 use crate::{
@@ -67,7 +68,7 @@ pub enum ConnectError {
 impl EtcdChannel {
     /// Connects to a service: by its name (`hello.rpc`, etcd from the environment), by
     /// `etcd:///h1:2379,h2:2379?key=hello.rpc` (with more options if need be, as in [`EtcdOptions`]), or to fixed
-    /// addresses by `direct:///h1:9090,h2:9091`
+    /// addresses by `direct:///h1:9090,h2:9091`, over TLS if they are `https://h1:9090`
     ///
     /// # Errors
     ///
@@ -153,6 +154,7 @@ pub struct EtcdChannelBuilder {
 
 impl EtcdChannelBuilder {
     call_settings!();
+    connecting_settings!();
 
     /// The session to look the service up with
     ///
@@ -205,6 +207,7 @@ impl EtcdChannelBuilder {
         let (options, service) = match target.parse()? {
             Target::Etcd { options, service } => (options, service),
             Target::Direct(addresses) => {
+                settings.connecting.take_configured(&addresses, &target)?;
                 settings.service = target;
                 let channel = settings.build(fixed(addresses))?;
                 return Ok((EtcdChannel { channel }, String::new()));

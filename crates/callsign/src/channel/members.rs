@@ -1,7 +1,7 @@
 //! The endpoints of a channel by discovery's keys: made, renewed, held and let go
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,15 +11,17 @@ use callsign_core::{
     hold::{Decision, Hold, Stands},
     load::Load,
 };
-use http::uri::Authority;
 use tokio::sync::mpsc;
 
-use super::shared::{Book, Standing};
+use super::{
+    selection::Selected,
+    shared::{Book, Standing},
+};
 use crate::{
     attention::Attention,
     connection,
     endpoint::{self, Endpoint, Event, Handle},
-    instance::{Address, Instance},
+    instance::Instance,
     metrics::ChannelMeters,
 };
 
@@ -27,19 +29,15 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct EndpointConfig {
     pub(super) connection: connection::Config,
-    /// Instead of each endpoint's address.
-    pub(super) authority: Option<Authority>,
     pub(super) meters: Arc<ChannelMeters>,
     pub(super) attention: Arc<Attention>,
 }
 
-/// Every endpoint that is not let go of: those that discovery lists, and removed ones that keep their connections
+/// Every endpoint that is not let go of: those that are selected, and removed ones that keep their connections
 pub(super) struct Members<K> {
     listed: HashMap<K, Member>,
     /// They are looked at whenever anything happens, the others are not.
     removed: HashMap<K, Member>,
-    /// Listed ones that cannot be used, which was said.
-    skipped: HashSet<K>,
     hold: Hold,
     config: EndpointConfig,
     next_number: u64,
@@ -58,18 +56,17 @@ impl<K: Hash + Eq> Members<K> {
         Self {
             listed: HashMap::new(),
             removed: HashMap::new(),
-            skipped: HashSet::new(),
             hold: Hold::new(hold_window),
             config,
             next_number: 0,
         }
     }
 
-    /// Discovery lists `instance`, which may be known; a new endpoint tells `reporter` what becomes of it
+    /// `instance` is to be connected to, which may be known; a new endpoint tells `reporter` what becomes of it
     pub(super) fn insert(
         &mut self,
         key: K,
-        instance: Instance,
+        (instance, authority): Selected,
         book: &mut Book,
         reporter: &mpsc::UnboundedSender<Event>,
         now: Instant,
@@ -78,6 +75,7 @@ impl<K: Hash + Eq> Members<K> {
         if let Some(member) = self.listed.get_mut(&key).filter(|known| is_same(known)) {
             if is_anew(&member.instance, &instance) {
                 member.handle.renew();
+                book.renew(member.number);
             }
             book.describe(member.number, &instance.metadata);
             member.instance = instance;
@@ -87,57 +85,31 @@ impl<K: Hash + Eq> Members<K> {
             && let Some(member) = self.removed.remove(&key)
         {
             member.handle.renew();
+            book.renew(member.number);
             self.hold.insert(member.number, now);
             book.set_standing(member.number, Standing::Listed);
             book.describe(member.number, &instance.metadata);
             self.listed.insert(key, Member { instance, ..member });
             return;
         }
-        // Another address under the same key is another endpoint. The old one goes also when the new one cannot be used:
-        // discovery does not list it any more.
+        // Another address under the same key is another endpoint.
         self.let_go(&key, book, now);
-        let authority = match self.authority(&instance.address) {
-            Ok(authority) => authority,
-            Err(reason) => {
-                // Not with each registration anew.
-                if self.skipped.insert(key) {
-                    tracing::warn!(address = %instance.address, reason, "instance skipped");
-                }
-                return;
-            }
-        };
-        self.skipped.remove(&key);
         let number = self.next_number;
         self.next_number += 1;
         let (address, load) = (instance.address.clone(), Arc::new(Load::new(now)));
+        let scheme = self.config.connection.transport.scheme();
         let attention = Arc::clone(&self.config.attention);
         let meters = self.config.meters.endpoint(&address);
-        let endpoint = Arc::new(Endpoint { number, address, authority, load, attention, meters });
+        let endpoint = Arc::new(Endpoint { number, address, authority, scheme, load, attention, meters });
         book.add(Arc::clone(&endpoint), instance.metadata.clone());
         let handle = endpoint::spawn(endpoint, self.config.connection.clone(), reporter.clone());
         self.hold.insert(number, now);
         self.listed.insert(key, Member { number, instance, handle });
     }
 
-    /// The `:authority` of calls to `address`, or why there can be none
-    fn authority(&self, address: &Address) -> Result<Authority, String> {
-        if address.is_https() {
-            // Going on in plaintext would be a silent downgrade.
-            return Err("TLS is not supported yet".into());
-        }
-        match &self.config.authority {
-            Some(authority) => Ok(authority.clone()),
-            None => Authority::try_from(address.authority())
-                .map_err(|error| format!("not a valid authority: {error}")),
-        }
-    }
-
     /// Discovery has removed `key`: no new calls, unless it turns out to be one of many
     pub(super) fn remove(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let Some((key, member)) = self.listed.remove_entry(key) else {
-            self.skipped.remove(key);
-            return;
-        };
+        let Some((key, member)) = self.listed.remove_entry(key) else { return };
         let kept = self.hold.is_on() && book.answers(member.number);
         self.hold.remove(member.number, kept, now);
         if kept {
@@ -148,18 +120,29 @@ impl<K: Hash + Eq> Members<K> {
         }
     }
 
+    /// `key` is not to be connected to any more, although discovery lists it: nothing to hold on to
+    pub(super) fn forgo(&mut self, key: &K, book: &mut Book) {
+        if let Some(member) = self.listed.remove(key) {
+            self.hold.forget(member.number);
+            book.set_standing(member.number, Standing::Leaving);
+        }
+        self.let_go_removed(key, book);
+    }
+
     /// Drains an endpoint, whatever else is removed
     fn let_go(&mut self, key: &K, book: &mut Book, now: Instant) {
-        let member = if let Some(listed) = self.listed.remove(key) {
-            self.hold.remove(listed.number, false, now);
-            listed
-        } else if let Some(removed) = self.removed.remove(key) {
-            self.hold.lost(removed.number);
-            removed
-        } else {
-            return;
-        };
-        book.set_standing(member.number, Standing::Leaving);
+        if let Some(member) = self.listed.remove(key) {
+            self.hold.remove(member.number, false, now);
+            book.set_standing(member.number, Standing::Leaving);
+        }
+        self.let_go_removed(key, book);
+    }
+
+    fn let_go_removed(&mut self, key: &K, book: &mut Book) {
+        if let Some(member) = self.removed.remove(key) {
+            self.hold.lost(member.number);
+            book.set_standing(member.number, Standing::Leaving);
+        }
     }
 
     /// Judges the changes since the last time together: removed endpoints are held, or drain
@@ -213,6 +196,7 @@ fn is_anew(known: &Instance, instance: &Instance) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instance::Address;
 
     #[test]
     fn another_revision_is_news_of_the_server_whatever_its_id() {

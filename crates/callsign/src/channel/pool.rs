@@ -21,6 +21,7 @@ use tower::{
 
 use super::{
     members::Members,
+    selection::{Selection, Step},
     shared::{Book, Shared},
 };
 use crate::{
@@ -32,7 +33,8 @@ use crate::{
 /// The one writer of a channel's set of endpoints
 pub(super) struct Pool<D: Discover> {
     discover: Option<D>,
-    members: Members<D::Key>,
+    selection: Selection<D::Key>,
+    members: Members<Arc<D::Key>>,
     shared: Arc<Shared>,
     events: mpsc::UnboundedReceiver<Event>,
     /// For new endpoints.
@@ -67,13 +69,15 @@ where
 {
     pub(super) fn new(
         discover: D,
-        members: Members<D::Key>,
+        selection: Selection<D::Key>,
+        members: Members<Arc<D::Key>>,
         shared: Arc<Shared>,
         attention: Arc<Attention>,
     ) -> Self {
         let (reporter, events) = mpsc::unbounded_channel();
         let (discover, ejection) = (Some(discover), Ejection::new());
-        Self { discover, members, shared, events, reporter, timer: None, ejection, look: None, attention }
+        let (timer, look) = (None, None);
+        Self { discover, selection, members, shared, events, reporter, timer, ejection, look, attention }
     }
 
     /// Runs until the channel's last handle is gone; then every endpoint drains by itself
@@ -125,17 +129,15 @@ where
 
     /// Applies everything, publishes once, and only then tells those who listen
     fn apply(&mut self, batch: &mut Vec<News<D::Key>>) {
-        let Self { members, shared, reporter, ejection, attention, .. } = self;
+        let Self { selection, members, shared, reporter, ejection, attention, .. } = self;
         let service = shared.service();
         let now = Instant::now().into_std();
-        let mut book = shared.book();
-        let mut is_due = false;
+        let (mut events, mut is_due) = (Vec::new(), false);
+        // Before the book is opened: a rule of the user's may take its time, or look at the endpoints.
         for news in batch.drain(..) {
             match news {
-                News::Changed(Change::Insert(key, instance)) => {
-                    members.insert(key, instance, &mut book, reporter, now);
-                }
-                News::Changed(Change::Remove(key)) => members.remove(&key, &mut book, now),
+                News::Changed(Change::Insert(key, instance)) => selection.insert(key, instance),
+                News::Changed(Change::Remove(key)) => selection.remove(&key),
                 News::Frozen => {
                     tracing::info!(service, "discovery has ended: the set of endpoints is frozen");
                 }
@@ -146,13 +148,25 @@ where
                     if event.state == EndpointState::Gone {
                         ejection.forget(event.endpoint);
                     }
-                    book.on_event(event);
+                    events.push(event);
                 }
                 // That is for `settle`.
                 News::Due => {}
                 News::Look => is_due = true,
             }
         }
+        let mut book = shared.book();
+        for event in events {
+            book.on_event(event, now);
+        }
+        for step in selection.settle() {
+            match step {
+                Step::Connect(key, instance) => members.insert(key, instance, &mut book, reporter, now),
+                Step::Removed(key) => members.remove(&key, &mut book, now),
+                Step::Unwanted(key) => members.forgo(&key, &mut book),
+            }
+        }
+        book.why_none = selection.why_none();
         members.settle(service, &mut book, now);
         // Also of who is left when others go.
         if is_due || book.is_stale() {

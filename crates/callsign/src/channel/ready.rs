@@ -1,18 +1,32 @@
 //! The endpoints that calls pick from: one immutable set, made anew whenever it changes
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
-use callsign_core::policy::{Candidate, Pick, Policy};
+use callsign_core::{
+    policy::{Candidate, LeastRequest, Pick, Policy},
+    slow_start::{self, Freshness},
+};
 use tokio::time::Instant;
 
-use super::options::{Asked, Options};
+use super::{
+    around::Around,
+    options::{Asked, Options},
+};
 use crate::{
     connection::{OpenStream, Sender},
     endpoint::{Endpoint, InFlight},
 };
 
-/// A policy, whatever its plan is
-pub(super) struct Balancer(Box<dyn Fn(&[Candidate]) -> Picker + Send + Sync>);
+/// A policy, whatever its plan is, and what is around it
+pub(super) struct Balancer {
+    plan: Box<Planner>,
+    pub(super) around: Around,
+}
+
+type Planner = dyn Fn(&[Candidate]) -> Picker + Send + Sync;
 
 /// A policy with the plan for one set of candidates
 type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + Sync>;
@@ -20,11 +34,29 @@ type Picker = Box<dyn Fn(&[Candidate], &mut Pick<'_>) -> Option<usize> + Send + 
 impl Balancer {
     pub(super) fn new(policy: impl Policy) -> Self {
         let policy = Arc::new(policy);
-        Self(Box::new(move |candidates| {
-            let (policy, plan) = (Arc::clone(&policy), policy.plan(candidates));
-            Box::new(move |candidates, call| policy.pick(&plan, candidates, call))
-        }))
+        let plan = move |candidates: &[Candidate]| {
+            // Else one panic of a policy would end the pool, and with it the whole channel. A policy that another
+            // panic has left half changed panics again at worst.
+            let planned = catch_unwind(AssertUnwindSafe(|| picker(Arc::clone(&policy), candidates)));
+            planned.unwrap_or_else(|_| {
+                tracing::error!(
+                    "the policy panicked over a set of endpoints: least_request picks from that set"
+                );
+                picker(Arc::new(LeastRequest::new()), candidates)
+            })
+        };
+        Self { plan: Box::new(plan), around: Around::default() }
     }
+
+    /// The same policy with this around it
+    pub(super) fn within(self, around: Around) -> Self {
+        Self { around, ..self }
+    }
+}
+
+fn picker(policy: Arc<impl Policy>, candidates: &[Candidate]) -> Picker {
+    let plan = policy.plan(candidates);
+    Box::new(move |candidates, call| policy.pick(&plan, candidates, call))
 }
 
 /// An endpoint that is ready, and what discovery says of it
@@ -35,11 +67,13 @@ pub(super) struct Target {
     pub(super) name: Arc<str>,
     pub(super) weight: u32,
     pub(super) zone: Option<Arc<str>>,
+    /// Since when its server is, for slow start.
+    pub(super) fresh: Freshness,
 }
 
 impl Target {
     fn candidate(&self) -> Candidate {
-        let Self { endpoint, sender, name, weight, zone } = self;
+        let Self { endpoint, sender, name, weight, zone, .. } = self;
         Candidate::new(endpoint.number, Arc::clone(&endpoint.load), Arc::clone(sender.streams()))
             .with_weight(*weight)
             .with_name(Arc::clone(name))
@@ -60,14 +94,19 @@ impl Target {
 
 /// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
 ///
-/// First those that policies pick from, then the spares, for calls that none of those can take, then all others, for calls
-/// that want this one and no other.
+/// First those that policies pick from; then those that are in another zone than the preferred one and those that fail, for
+/// calls that none of the first can take; then all others, for calls that want this one and no other.
 pub(super) struct Ready {
     candidates: Vec<Candidate>,
     targets: Vec<Target>,
+    /// Policies pick from those before this index,
+    taking_part: usize,
+    /// none before this one is ejected,
     usable: usize,
-    spares: usize,
+    /// and none before this one is silent.
+    spare: usize,
     picker: Picker,
+    around: Around,
 }
 
 /// An endpoint that takes a call, and the stream it takes it with
@@ -83,22 +122,30 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
+    /// Those that are ready, by whether they are ejected and why; `near` endpoints are in the preferred zone, ready or not
     pub(super) fn new(
         balancer: &Balancer,
+        near: usize,
         usable: Vec<Target>,
-        spares: Vec<Target>,
-        others: Vec<Target>,
+        failing: Vec<Target>,
+        silent: Vec<Target>,
     ) -> Self {
-        let counts = (usable.len(), spares.len());
-        let targets: Vec<_> = [usable, spares, others].into_iter().flatten().collect();
+        let around = balancer.around.clone();
+        let (taking_part, far) = around.take_part(usable, near, |target: &Target| target.zone.as_deref());
+        let usable = taking_part.len()..taking_part.len() + far.len();
+        let spare = usable.end + failing.len();
+        let targets: Vec<_> = [taking_part, far, failing, silent].into_iter().flatten().collect();
         let candidates: Vec<_> = targets.iter().map(Target::candidate).collect();
-        let picker = (balancer.0)(&candidates[..counts.0]);
-        Self { candidates, targets, usable: counts.0, spares: counts.1, picker }
+        let picker = (balancer.plan)(&candidates[..usable.start]);
+        Self { candidates, targets, taking_part: usable.start, usable: usable.end, spare, picker, around }
     }
 
     pub(super) fn empty() -> Self {
         let (candidates, targets) = (Vec::new(), Vec::new());
-        Self { candidates, targets, usable: 0, spares: 0, picker: Box::new(|_, _| None) }
+        let (taking_part, usable, spare) = (0, 0, 0);
+        let picker: Picker = Box::new(|_, _| None);
+        let around = Around::default();
+        Self { candidates, targets, taking_part, usable, spare, picker, around }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -130,28 +177,37 @@ impl Ready {
             let excluded = self.targets.iter().find(|target| !target.is_permitted(options));
             call.excluded = excluded.map(|target| target.endpoint.number);
         }
-        let picked = self.pick_for(&mut call, options).or_else(|| {
-            // Another endpoint if there is one, else the same one again.
-            asked.avoid?;
-            call.avoid = None;
-            self.pick_for(&mut call, options)
-        });
-        picked.or_else(|| self.pick_spare(&call, options))
+        let picked =
+            self.pick_for(&mut call, options).or_else(|| self.pick_far(&mut call, options)).or_else(|| {
+                // Another endpoint if there is one, else the same one again.
+                asked.avoid?;
+                call.avoid = None;
+                self.pick_for(&mut call, options)
+            });
+        // A failing endpoint may answer, a full one does not.
+        picked.or_else(|| self.first_of(self.usable..self.spare, &call, options))
+    }
+
+    /// Any that is ready but takes no part, when those that do cannot take the call
+    fn pick_far(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
+        // Policies know one excluded endpoint, and several may have its address: then one of the others is usable still.
+        let first = if options.excluded().is_some() { 0 } else { self.taking_part };
+        let start = call.random.usize(first..=self.usable);
+        self.first_of((start..self.usable).chain(first..start), call, options)
     }
 
     /// The targets that a call may go to as far as its caller is concerned: for one that is pinned they may be ejected
     fn permitted(&self, options: &Options) -> impl Iterator<Item = &Target> {
-        let count = if options.pinned().is_some() { self.targets.len() } else { self.usable + self.spares };
+        let count = if options.pinned().is_some() { self.targets.len() } else { self.spare };
         self.targets[..count].iter().filter(|target| target.is_permitted(options))
     }
 
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
-        let usable = &self.candidates[..self.usable];
         // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
         // last means that somebody else got a stream.
-        for _ in 0..=usable.len() {
-            let chosen = (self.picker)(usable, call)?;
-            let target = self.targets.get(chosen)?;
+        for _ in 0..=self.taking_part {
+            let chosen = self.choose(call)?;
+            let target = self.targets[..self.taking_part].get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;
             }
@@ -165,14 +221,39 @@ impl Ready {
         None
     }
 
-    /// The first of the spares that takes it: a failing endpoint may answer, a full one does not
-    fn pick_spare(&self, call: &Pick<'_>, options: &Options) -> Option<Picked> {
-        // Policies know one excluded endpoint, and several may have its address: then one of the others is usable still.
-        let first = if options.excluded().is_some() { 0 } else { self.usable };
-        let mut spares = first..self.usable + self.spares;
-        spares.find_map(|spare| {
-            let target = &self.targets[spare];
-            let allowed = call.allows(&self.candidates[spare]) && target.is_permitted(options);
+    /// The policy's choice; one that has just come often makes way for another
+    fn choose(&self, call: &mut Pick<'_>) -> Option<usize> {
+        let (candidates, targets) = (&self.candidates[..self.taking_part], &self.targets[..self.taking_part]);
+        let chosen = (self.picker)(candidates, call)?;
+        // Who avoids one already is not choosy.
+        if call.avoid.is_some() {
+            return Some(chosen);
+        }
+        let now = call.now;
+        let share = |index| targets.get(index).map(|target: &Target| self.around.share(&target.fresh, now));
+        let its = share(chosen)?;
+        // As good as any other can be.
+        if its >= 1.0 {
+            return Some(chosen);
+        }
+        let draw = call.random.f64();
+        call.avoid = targets.get(chosen).map(|target| target.endpoint.number);
+        let other = (self.picker)(candidates, call);
+        call.avoid = None;
+        let other = other.filter(|other| slow_start::makes_way(its, share(*other).unwrap_or(its), draw));
+        Some(other.unwrap_or(chosen))
+    }
+
+    /// The first that takes the call
+    fn first_of(
+        &self,
+        mut indices: impl Iterator<Item = usize>,
+        call: &Pick<'_>,
+        options: &Options,
+    ) -> Option<Picked> {
+        indices.find_map(|index| {
+            let target = &self.targets[index];
+            let allowed = call.allows(&self.candidates[index]) && target.is_permitted(options);
             if allowed { target.take(call.now) } else { None }
         })
     }

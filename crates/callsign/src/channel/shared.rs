@@ -10,7 +10,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use callsign_core::ejection::{Look, Reason};
+use callsign_core::{
+    ejection::{Look, Reason},
+    slow_start::Freshness,
+};
 use tokio::{
     sync::{broadcast, watch},
     time::{Instant, timeout_at},
@@ -55,6 +58,8 @@ pub(super) struct Shared {
 pub(super) struct Book {
     /// By number.
     pub(super) entries: BTreeMap<u64, Entry>,
+    /// Why there are none, if discovery lists some.
+    pub(super) why_none: Option<String>,
     untold: Vec<EndpointUpdate>,
     /// Something has changed of an endpoint that calls use, or used: what is published is out of date.
     stale: bool,
@@ -76,6 +81,7 @@ pub(super) struct Entry {
     cause: Option<Arc<str>>,
     /// Whether the last attempt to connect that has ended has failed.
     failing: bool,
+    fresh: Freshness,
     /// Why no call is sent to it although it is ready.
     ejected: Option<Reason>,
 }
@@ -92,7 +98,7 @@ pub(super) enum Standing {
 
 impl Book {
     fn new(tally: Tally) -> Self {
-        Self { entries: BTreeMap::new(), untold: Vec::new(), stale: false, tally }
+        Self { entries: BTreeMap::new(), why_none: None, untold: Vec::new(), stale: false, tally }
     }
 
     /// A new endpoint, which discovery lists
@@ -102,8 +108,11 @@ impl Book {
         self.entries.insert(endpoint.number, entry);
     }
 
-    pub(super) fn on_event(&mut self, event: Event) {
+    pub(super) fn on_event(&mut self, event: Event, now: std::time::Instant) {
         self.change(event.endpoint, |entry| {
+            if event.sender.is_some() {
+                entry.fresh.on_connected(now);
+            }
             entry.state = event.state;
             entry.sender = event.sender;
             entry.cause = event.cause.or_else(|| entry.cause.take());
@@ -132,6 +141,15 @@ impl Book {
     /// Whether an endpoint answers, as far as its task has told
     pub(super) fn answers(&self, endpoint: u64) -> bool {
         self.entries.get(&endpoint).is_some_and(|entry| entry.sender.is_some())
+    }
+
+    /// The server behind an endpoint has registered anew
+    pub(super) fn renew(&mut self, endpoint: u64) {
+        let Some(entry) = self.entries.get_mut(&endpoint) else { return };
+        let before = entry.fresh.since();
+        entry.fresh.on_renewed();
+        // Mostly it is fresh from its next connection on, which is published anyway.
+        self.stale |= entry.fresh.since() != before;
     }
 
     /// What discovery says of a known endpoint now
@@ -182,17 +200,21 @@ impl Book {
 
     /// Who is ready, and who of them may be picked
     fn ready(&self, balancer: &Balancer) -> Ready {
-        let (mut usable, mut spares, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        let near = |entry: &&Entry| {
+            entry.standing != Standing::Leaving && balancer.around.is_near(entry.metadata.zone())
+        };
+        let near = self.entries.values().filter(near).count();
+        let (mut usable, mut failing, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for entry in self.entries.values() {
             let side = match entry.ejected {
                 None => &mut usable,
                 // A call there would wait for its deadline.
                 Some(Reason::Silent) => &mut silent,
-                Some(_) => &mut spares,
+                Some(_) => &mut failing,
             };
             side.extend(entry.target());
         }
-        Ready::new(balancer, usable, spares, silent)
+        Ready::new(balancer, near, usable, failing, silent)
     }
 
     /// Changes an entry; what others see of that will be told
@@ -217,7 +239,8 @@ impl Entry {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
         let (name, zone) = (endpoint.address.authority().into(), metadata.zone().map(Arc::from));
         let (sender, cause, failing, ejected) = (None, None, false, None);
-        Self { endpoint, metadata, name, zone, standing, state, sender, cause, failing, ejected }
+        let fresh = Freshness::default();
+        Self { endpoint, metadata, name, zone, standing, state, sender, cause, failing, fresh, ejected }
     }
 
     fn standpoint(&self) -> Standpoint {
@@ -228,7 +251,8 @@ impl Entry {
     fn target(&self) -> Option<Target> {
         let sender = self.in_use()?.clone();
         let (endpoint, name) = (Arc::clone(&self.endpoint), Arc::clone(&self.name));
-        Some(Target { endpoint, sender, name, weight: self.metadata.weight(), zone: self.zone.clone() })
+        let (weight, zone, fresh) = (self.metadata.weight(), self.zone.clone(), self.fresh);
+        Some(Target { endpoint, sender, name, weight, zone, fresh })
     }
 
     fn look(&self) -> Option<Look<'_>> {
@@ -472,9 +496,10 @@ impl Shared {
         let excluded = excluded.map(|address| format!(" (the call excludes {address})")).unwrap_or_default();
         let count = others.clone().count();
         if count == 0 {
-            return match (self.missing_list)() {
-                Some(cause) => format!("{service}: no list of instances yet: {cause}"),
-                None => format!("{service}: no instances{excluded}"),
+            return match ((self.missing_list)(), &book.why_none) {
+                (Some(cause), _) => format!("{service}: no list of instances yet: {cause}"),
+                (None, Some(cause)) => format!("{service}: {cause}"),
+                (None, None) => format!("{service}: no instances{excluded}"),
             };
         }
         let more =

@@ -12,7 +12,7 @@ use crate::{
 pub(super) enum Target {
     /// `hello.rpc`, or `etcd:///h1:2379,h2:2379?key=hello.rpc` with the options of its own session
     Etcd { options: Option<Box<EtcdOptions>>, service: String },
-    /// `direct:///h1:9090,h2:9091`
+    /// `direct:///h1:9090,h2:9091`, with schemes or without
     Direct(Vec<Address>),
 }
 
@@ -45,9 +45,12 @@ pub enum TargetError {
         /// What is wrong
         cause: EtcdError,
     },
-    /// An address asks for TLS, which is not supported yet: use `http://` or no scheme
-    #[error("target {0:?} asks for https, which is not supported yet")]
+    /// An address asks for TLS, and callsign was built without it: enable its feature `tls`
+    #[error("target {0:?} asks for https: callsign has to be built with the feature `tls`")]
     Https(String),
+    /// Some addresses ask for plaintext, others or the settings for TLS: say the same of all
+    #[error("target {0:?} asks for http, and some of it or the settings for TLS")]
+    Mixed(String),
 }
 
 impl FromStr for Target {
@@ -66,10 +69,6 @@ impl FromStr for Target {
                 let addresses: Vec<_> = text::listed(hosts).map(parse).collect::<Result<_, _>>()?;
                 if addresses.is_empty() {
                     return Err(TargetError::NoHosts(shown()));
-                }
-                // Going on in plaintext would be a silent downgrade.
-                if addresses.iter().any(Address::is_https) {
-                    return Err(TargetError::Https(shown()));
                 }
                 Ok(Self::Direct(addresses))
             }
@@ -129,7 +128,6 @@ mod tests {
         assert!(error("etcd:///a:1?x=1&key=x").contains("no option"));
         assert!(error("direct:///").contains("no hosts"));
         assert!(error("direct:///h1").contains("port is missing"));
-        assert!(error("direct:///https://h1:1").contains("https"));
         assert!(error("k8s://ns/svc:80").contains("neither"));
         for target in
             ["direct:///root:s3cret@h1", "etcd:///root:s3?cret@a:1?key=x", "etcd:///root:s3cret@a?key=x"]

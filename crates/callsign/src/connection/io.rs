@@ -20,13 +20,11 @@ pub(crate) enum Transport {
     #[default]
     Plain,
     #[cfg(feature = "tls")]
-    #[cfg_attr(not(feature = "etcd"), allow(dead_code, reason = "so far only etcd is spoken to over TLS"))]
     Tls(std::sync::Arc<crate::tls::Connector>),
 }
 
 impl Transport {
     /// What a request's `:scheme` is
-    #[cfg(feature = "etcd")]
     pub(crate) fn scheme(&self) -> http::uri::Scheme {
         match self {
             Self::Plain => http::uri::Scheme::HTTP,
@@ -167,7 +165,6 @@ mod tests {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let transport = Transport::Tls(Connector::new(&tls).unwrap());
         assert!(!transport.is_plain());
-        #[cfg(feature = "etcd")]
         assert_eq!(transport.scheme(), http::uri::Scheme::HTTPS);
         let (peer, ours) = tokio::join!(
             async { acceptor.accept(listener.accept().await.unwrap().0).await.unwrap() },

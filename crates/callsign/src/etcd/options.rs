@@ -218,7 +218,7 @@ fn parse<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Result<Hosts, Etc
         let host: Address = text.as_ref().parse().map_err(EtcdError::BadHost)?;
         if host.is_https() {
             hosts.https.get_or_insert_with(|| host.clone());
-        } else if text.as_ref().contains("://") {
+        } else if host.is_http() {
             hosts.http.get_or_insert_with(|| host.clone());
         }
         hosts.all.push(host);

@@ -5,7 +5,8 @@ use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 /// Where a server listens: `host:port`, optionally with a scheme
 ///
 /// Parsed from `host:port`, `[v6]:port` or `http(s)://host:port`; the host is a name or an IP address. Cheap to clone.
-/// Two addresses are equal if scheme, host and port are. Displayed as `host:port`, ready for a dial or an `:authority`.
+/// Two addresses are equal if scheme, host and port are; none is a scheme of its own. Displayed as `host:port`, ready for a
+/// dial or an `:authority`.
 ///
 /// ```
 /// use callsign::instance::Address;
@@ -21,7 +22,14 @@ pub struct Address {
     /// `host:port`, brackets included: what `Display` shows.
     authority: Arc<str>,
     port: u16,
-    https: bool,
+    scheme: Option<Scheme>,
+}
+
+/// What is written before `://`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Scheme {
+    Http,
+    Https,
 }
 
 impl Address {
@@ -47,7 +55,7 @@ impl Address {
                 format!("{host}:{port}")
             }
         };
-        Ok(Self { authority: authority.into(), port, https: false })
+        Ok(Self { authority: authority.into(), port, scheme: None })
     }
 
     /// The host, without brackets
@@ -61,9 +69,14 @@ impl Address {
         self.port
     }
 
-    /// Whether the address was written with `https://`
+    /// Whether the address was written with `https://`: it is for TLS alone
     pub fn is_https(&self) -> bool {
-        self.https
+        self.scheme == Some(Scheme::Https)
+    }
+
+    /// Whether the address was written with `http://`: it is for plaintext alone
+    pub fn is_http(&self) -> bool {
+        self.scheme == Some(Scheme::Http)
     }
 
     /// `host:port`, as [`Display`](fmt::Display) shows it
@@ -93,7 +106,7 @@ impl From<std::net::SocketAddr> for Address {
     ///
     /// A port of 0 stays 0: such an address is good for nothing but a message.
     fn from(socket: std::net::SocketAddr) -> Self {
-        Self { authority: socket.to_string().into(), port: socket.port(), https: false }
+        Self { authority: socket.to_string().into(), port: socket.port(), scheme: None }
     }
 }
 
@@ -102,11 +115,11 @@ impl FromStr for Address {
 
     fn from_str(address: &str) -> Result<Self, AddressError> {
         let error = |reason| AddressError { address: shown(address), reason };
-        let (https, rest) = match address.split_once("://") {
-            Some(("http", rest)) => (false, rest),
-            Some(("https", rest)) => (true, rest),
+        let (scheme, rest) = match address.split_once("://") {
+            Some(("http", rest)) => (Some(Scheme::Http), rest),
+            Some(("https", rest)) => (Some(Scheme::Https), rest),
             Some(_) => return Err(error("the scheme is neither http nor https")),
-            None => (false, address),
+            None => (None, address),
         };
         let (host, port) = rest.rsplit_once(':').ok_or_else(|| error("the port is missing"))?;
         let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -122,7 +135,7 @@ impl FromStr for Address {
             None => host,
         };
         let parsed = Self::new(host, port).map_err(|AddressError { reason, .. }| error(reason))?;
-        Ok(Self { https, ..parsed })
+        Ok(Self { scheme, ..parsed })
     }
 }
 
@@ -141,15 +154,17 @@ mod tests {
 
     #[test]
     fn addresses_come_in_three_forms() {
-        for (text, host, port, https, shown) in [
-            ("127.0.0.1:9090", "127.0.0.1", 9090, false, "127.0.0.1:9090"),
-            ("db-1.example.com:1", "db-1.example.com", 1, false, "db-1.example.com:1"),
-            ("[2001:db8::1]:443", "2001:db8::1", 443, false, "[2001:db8::1]:443"),
-            ("http://a_b:65535", "a_b", 65535, false, "a_b:65535"),
-            ("https://[::1]:8443", "::1", 8443, true, "[::1]:8443"),
+        for (text, host, port, scheme, shown) in [
+            ("127.0.0.1:9090", "127.0.0.1", 9090, None, "127.0.0.1:9090"),
+            ("db-1.example.com:1", "db-1.example.com", 1, None, "db-1.example.com:1"),
+            ("[2001:db8::1]:443", "2001:db8::1", 443, None, "[2001:db8::1]:443"),
+            ("http://a_b:65535", "a_b", 65535, Some(Scheme::Http), "a_b:65535"),
+            ("https://[::1]:8443", "::1", 8443, Some(Scheme::Https), "[::1]:8443"),
         ] {
             let address: Address = text.parse().unwrap();
-            assert_eq!((address.host(), address.port(), address.is_https()), (host, port, https), "{text}");
+            assert_eq!((address.host(), address.port()), (host, port), "{text}");
+            assert_eq!(address.is_http(), scheme == Some(Scheme::Http), "{text}");
+            assert_eq!(address.is_https(), scheme == Some(Scheme::Https), "{text}");
             assert_eq!(address.to_string(), shown);
         }
     }

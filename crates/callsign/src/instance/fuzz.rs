@@ -23,7 +23,11 @@ fn any_text_is_an_address_that_displays_as_itself_or_an_error_of_one_line() {
         let text = String::from_utf8_lossy(input);
         match text.parse::<Address>() {
             Ok(address) => {
-                let scheme = if address.is_https() { "https://" } else { "" };
+                let scheme = match (address.is_http(), address.is_https()) {
+                    (true, _) => "http://",
+                    (_, true) => "https://",
+                    _ => "",
+                };
                 assert_eq!(format!("{scheme}{address}").parse(), Ok(address.clone()));
                 assert_ne!(address.port(), 0);
                 assert!(!address.host().is_empty() && address.authority().is_ascii());

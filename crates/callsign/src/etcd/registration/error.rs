@@ -34,8 +34,8 @@ pub enum RegisterError {
         /// The address given
         address: Address,
     },
-    /// The address asks for TLS, which is not supported yet: publish one without `https://`
-    #[error("{address} cannot be registered: https is not supported yet")]
+    /// The address has a scheme, which no value in etcd has: publish it without `https://`, for channels with TLS
+    #[error("{address} cannot be registered with https: clients have to know themselves that it speaks TLS")]
     Https {
         /// The address given
         address: Address,

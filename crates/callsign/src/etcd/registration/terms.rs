@@ -90,7 +90,7 @@ pub(crate) fn published(address: &Address) -> Result<(), RegisterError> {
     if address.port() == 0 || is_unspecified(address) {
         return Err(RegisterError::Address { address: address.clone() });
     }
-    // The value has no scheme: clients would talk plaintext to a server that expects TLS.
+    // The value has no scheme: it would be lost unsaid.
     if address.is_https() {
         return Err(RegisterError::Https { address: address.clone() });
     }
