@@ -81,7 +81,7 @@ async fn a_stopped_server_leaves_the_ready_set_under_calls_with_short_deadlines(
     let late: Vec<_> = load.calls.iter().filter(|call| call.started > lost + SECOND / 2).collect();
     assert!(late.len() > 200, "the load ended too early to tell: lost {:?} after the stop", lost - stopped);
     assert!(late.iter().all(|call| call.result.is_ok()), "after the loss was reported: {load}");
-    let states = log.states(&frozen, stopped);
+    let states = log.states(&frozen, lost);
     assert!(states.iter().all(|(_, state)| *state != EndpointState::Ready), "{states:?}");
 }
 

@@ -131,10 +131,11 @@ impl Ejection {
             self.compare(&looks, now);
         }
         // Mostly nothing is the matter, and nobody has to be counted.
-        let (is_news, spared) = self.settle(if is_suspect || is_troubled { &looks } else { &[] });
-        let on_trial = is_troubled && self.set_trials(&looks);
+        let troubled: &[Look<'_>] = if is_suspect || is_troubled { &looks } else { &[] };
+        let (is_news, spared) = self.settle(troubled);
+        let on_trial = self.set_trials(troubled);
         let needs_looks = |look: &Look<'_>| self.records.get(&look.endpoint).is_some_and(Record::needs_looks);
-        let is_due = is_busy || is_suspect || is_troubled && looks.iter().any(needs_looks);
+        let is_due = is_busy || troubled.iter().any(needs_looks);
         self.due = is_due.then(|| now + INTERVAL);
         Judgement { probes, is_news, on_trial, spared }
     }
@@ -708,6 +709,8 @@ mod tests {
             scene.look();
             assert_eq!((scene.out(), scene.spared), (vec![], 0));
         }
+        scene.looks(2);
+        assert_eq!(scene.ejection.due(), None);
     }
 
     #[test]
