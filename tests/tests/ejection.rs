@@ -63,7 +63,7 @@ async fn one_stands_still(count: usize) {
         (info.ejected == Some(EjectionReason::Silent)).then_some(info.started)
     })
     .await;
-    let calls = calls.await.unwrap();
+    let calls = calls.await.expect("no call panics");
     assert_eq!(calls.calls.len(), Pace::FULL.calls() as usize);
     assert!(calls.failed().len() <= 3, "{calls}");
     assert_eq!(info(&channel, &stopped).started, before, "a call went to who says nothing");
