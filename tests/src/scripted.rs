@@ -164,10 +164,10 @@ impl Peer {
         self.until(stream, "the client ends the stream", |call| call.ended).await;
     }
 
-    /// Waits for a PING on this connection
-    pub async fn pinged(&self) {
-        wait::within("the client sends a PING", 2 * PATIENCE, self.record.until_pinged(self.connection))
-            .await;
+    /// Waits for the `nth` PING of this connection, from 0
+    pub async fn pinged(&self, nth: usize) {
+        let pinged = self.record.until_pinged(self.connection, nth + 1);
+        wait::within("the client sends a PING", 2 * PATIENCE, pinged).await;
     }
 
     async fn until(&self, stream: u32, what: &str, condition: impl Fn(&Taken) -> bool) {

@@ -15,6 +15,7 @@ use callsign::{
     Address, Channel, Etcd, EtcdOptions, Instance, Registration, discover,
     discover::EtcdDiscover,
     metrics::{Kind, Metric, TABLE},
+    policy::LeastRequest,
 };
 use callsign_tests::{
     bare::{Answer, Bare, headers},
@@ -178,6 +179,16 @@ async fn calls_and_replays(recorded: &Recorded) {
     assert!(samples.all(|seconds| *seconds > 0.0 && *seconds < BOUND.as_secs_f64()));
 }
 
+async fn errors_without_a_body(recorded: &Recorded) {
+    let server = Bare::start(Answer::Headers(headers(&Status::not_found("no")))).await;
+    let mut client = EchoClient::new(channel([server.address()]));
+    client.unary(resting()).await.expect_err("it has nothing");
+    let address = server.address().to_string();
+    let here = ("endpoint", address.as_str());
+    assert_eq!(recorded.value("callsign_calls_total", &[here, ("code", "NOT_FOUND")]), 1.0);
+    assert_eq!(recorded.value("callsign_calls_total", &[here]), 1.0);
+}
+
 async fn calls_that_wait(recorded: &Recorded) {
     let peer = Peer::deaf();
     let mut client = EchoClient::new(channel([peer.address()]));
@@ -236,7 +247,12 @@ async fn endpoints_by_state(recorded: &Recorded) {
 async fn ejections(recorded: &Recorded) {
     let failing = Bare::start(Answer::Headers(headers(&Status::unavailable("not today")))).await;
     let well = Bare::well().await;
-    let mut client = EchoClient::new(channel([failing.address(), well.address()]));
+    // One that goes by calls in flight alone, and so sends the failing one its share until that is ejected.
+    let channel = Channel::builder(discover::fixed([failing.address(), well.address()]))
+        .name(SERVICE)
+        .policy(LeastRequest::new())
+        .build();
+    let mut client = EchoClient::new(channel.expect("valid settings"));
     let ejected = async {
         while recorded.value("callsign_ejected_endpoints", &[("service", SERVICE)]) == 0.0 {
             // Whether it fails depends on who is drawn.
@@ -314,6 +330,12 @@ async fn refused_logins(recorded: &Recorded) {
 #[test]
 fn a_call_is_counted_once_with_its_endpoint_and_code_and_a_replay_as_such() {
     record(calls_and_replays);
+}
+
+/// It was counted as cancelled: who finds an error in the headers drops the body unread
+#[test]
+fn a_call_that_ends_with_its_headers_is_counted_with_what_they_say() {
+    record(errors_without_a_body);
 }
 
 #[test]

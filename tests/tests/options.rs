@@ -1,6 +1,7 @@
 //! What a caller asks for one call: a key to hash, an endpoint to go to, one not to go to
 
 use std::{
+    collections::HashSet,
     convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
@@ -11,9 +12,10 @@ use callsign::{
     PinnedEndpoint, WaitForReady,
     channel::ChannelBuilder,
     discover::{self, Fixed},
-    policy::{Candidate, Pick, Policy},
+    policy::{Candidate, LeastRequest, Pick, Policy, RingHash},
 };
 use callsign_tests::{
+    bare::{Answer, Bare, headers},
     channel::over,
     echo::{Chunk, echo_client::EchoClient},
     peers::Peer,
@@ -238,6 +240,34 @@ async fn a_refused_call_is_not_sent_to_the_endpoint_that_it_excludes() {
     assert_eq!((refusing.record().times_sent("asked"), excluded.record().times_sent("asked")), (2, 1));
 }
 
+/// A channel over a server that fails each call at once, and is ejected for it, and one that does not
+async fn with_one_ejected(failing: &Bare, well: &Bare) -> Channel {
+    // By calls in flight alone: the failing one gets its share until it is ejected.
+    let builder = builder([failing.address(), well.address()]).policy(LeastRequest::new());
+    let channel = builder.build().expect("valid settings");
+    let ejected = || channel.endpoints().iter().any(|endpoint| endpoint.ejected.is_some());
+    let failures = async {
+        while !ejected() {
+            // Whether it fails depends on who is drawn.
+            let _ = EchoClient::new(channel.clone()).unary(Chunk::default()).await;
+        }
+    };
+    wait::within("the failing endpoint is ejected", BOUND, failures).await;
+    channel
+}
+
+#[tokio::test]
+async fn an_ejected_endpoint_gets_the_calls_that_are_pinned_to_it_or_exclude_all_others() {
+    let failing = Bare::start(Answer::Headers(headers(&Status::unavailable("not today")))).await;
+    let well = Bare::well().await;
+    let channel = with_one_ejected(&failing, &well).await;
+    let pinned = call(&channel, PinnedEndpoint(failing.address())).await.unwrap_err();
+    assert_eq!(pinned.message(), "not today", "it was asked, and has answered");
+    let excluding = call(&channel, ExcludedEndpoint(well.address())).await.unwrap_err();
+    assert_eq!(excluding.message(), "not today", "better than nobody");
+    call(&channel, PinnedEndpoint(well.address())).await.unwrap();
+}
+
 /// What a policy was told of each pick: the key, a header, and whether an endpoint was to be avoided
 type Seen = Arc<Mutex<Vec<(Option<Vec<u8>>, Option<Vec<u8>>, bool)>>>;
 
@@ -276,4 +306,27 @@ async fn policies_see_the_key_and_the_headers_of_a_call_each_time_it_is_picked_f
     seen.lock().unwrap().clear();
     EchoClient::new(channel).unary(Chunk::default()).await.unwrap();
     assert_eq!(*seen.lock().unwrap(), [(None, None, false)]);
+}
+
+#[tokio::test]
+async fn a_key_goes_to_the_same_endpoint_by_extension_and_by_header_and_in_every_client() {
+    let servers = [serving().await, serving().await, serving().await];
+    let mut addresses: Vec<_> = servers.iter().map(Scripted::address).collect();
+    let policy = || RingHash::new().header("x-user");
+    let one = builder(addresses.clone()).policy(policy()).build().unwrap();
+    addresses.reverse();
+    let other = builder(addresses).policy(policy()).build().unwrap();
+    all_ready(&one, 3).await;
+    all_ready(&other, 3).await;
+    let mut used = HashSet::new();
+    for user in 0..60 {
+        let user = format!("user-{user}");
+        let chosen = who(&call(&one, HashKey::new(&user)).await.unwrap()).clone();
+        let mut request = Request::new(Chunk::default());
+        request.metadata_mut().insert("x-user", user.parse().unwrap());
+        let response = EchoClient::new(other.clone()).unary(request).await.unwrap();
+        assert_eq!(*who(&response), chosen, "{user}");
+        used.insert(chosen);
+    }
+    assert_eq!(used.len(), 3, "and not all to one");
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use callsign::{
-    Address, Channel, EndpointState, Instance, Metadata,
+    Address, Channel, EndpointAddress, EndpointState, ExcludedEndpoint, Instance, Metadata, PinnedEndpoint,
     channel::SettingsError,
     discover::{self, fixed},
     policy::{Candidate, Pick, Policy},
@@ -22,7 +22,7 @@ use callsign_tests::{
     service::Local,
     wait,
 };
-use tonic::Code;
+use tonic::{Code, Request};
 use tracing::Level;
 
 const BOUND: Duration = Duration::from_secs(10);
@@ -236,6 +236,27 @@ async fn a_zone_takes_all_calls_while_half_of_it_can_be_used() {
 }
 
 #[tokio::test]
+async fn a_call_that_nobody_near_may_take_goes_far() {
+    let began = Instant::now();
+    let [near, far] = &servers::<2>().await[..] else { panic!("two") };
+    let (channel, log, changes) = changing(|builder| builder.zone("eu-1"));
+    changes.insert(in_zone(near, "eu-1"));
+    changes.insert(in_zone(far, "us-1"));
+    until_ready(&log, &[near, far], began).await;
+    assert_eq!(shares(&channel, [near, far], 20).await, [20, 0]);
+    for wish in [Some(ExcludedEndpoint(near.address())), None] {
+        let mut request = Request::new(Chunk::default());
+        match wish {
+            Some(excluded) => drop(request.extensions_mut().insert(excluded)),
+            None => drop(request.extensions_mut().insert(PinnedEndpoint(far.address()))),
+        }
+        let call = EchoClient::new(channel.clone()).unary(request).await;
+        let answered = call.expect("the far one is ready").extensions().get().cloned();
+        assert_eq!(answered, Some(EndpointAddress(far.address())));
+    }
+}
+
+#[tokio::test]
 async fn a_zone_in_which_nobody_is_is_none_until_somebody_is() {
     let began = Instant::now();
     let [one, other, last] = &servers::<3>().await[..] else { panic!("three") };
@@ -299,7 +320,8 @@ async fn a_quiet_stream_is_pinged_at_the_interval_and_a_server_that_minds_is_pin
         peer.settings(None).await;
         let stream = peer.headers(0).await;
         if connection == 0 {
-            peer.pinged().await;
+            // The first one asks a server that has yet to answer whether it lives.
+            peer.pinged(1).await;
             peer.goaway(stream, code::ENHANCE_YOUR_CALM).await;
             peer.respond(stream).await;
         }

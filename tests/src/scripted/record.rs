@@ -108,10 +108,11 @@ impl Record {
         met.expect("the record holds the sender");
     }
 
-    /// Waits until the client has sent a PING on a connection
-    pub(super) async fn until_pinged(&self, connection: usize) {
+    /// Waits until the client has sent so many PINGs on a connection
+    pub(super) async fn until_pinged(&self, connection: usize, pings: usize) {
+        let sent = |state: &State| state.pings.iter().filter(|at| **at == connection).count();
         let mut changes = self.0.subscribe();
-        let met = changes.wait_for(|state| state.pings.contains(&connection)).await;
+        let met = changes.wait_for(|state| sent(state) >= pings).await;
         met.expect("the record holds the sender");
     }
 

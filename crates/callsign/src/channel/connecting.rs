@@ -202,11 +202,11 @@ macro_rules! connecting_settings {
 
         /// Sends a PING this often on each connection with a call on it, whatever is read
         ///
-        /// Default: none; a PING goes out only when calls wait in silence, after 5 s, which every gRPC server bears with.
-        /// Periodic ones keep a quiet stream alive through a NAT or a proxy that forgets, but replace those: a dead peer is
-        /// found within the interval and 3 s. A server has to permit them: grpc-go by default closes a connection that is
-        /// pinged more often than every 5 min. Each time that one says so (ENHANCE_YOUR_CALM), its interval is doubled, up
-        /// to 2 h (gRFC A8). Less than 10 s is an error.
+        /// Default: none; a PING goes out only when calls wait in silence, and as seldom as every gRPC server bears with.
+        /// Periodic ones keep a quiet stream alive through a NAT or a proxy that forgets, but take the place of those
+        /// after 5 s of silence: a dead peer that nobody suspects is found within the interval and 3 s. A server has to
+        /// permit them: grpc-go by default closes a connection that is pinged more often than every 5 min. Each time
+        /// that one says so (ENHANCE_YOUR_CALM), its interval is doubled, up to 2 h (gRFC A8). Less than 10 s is an error.
         pub fn keepalive(mut self, interval: std::time::Duration) -> Self {
             self.settings.connecting.set_keepalive(interval);
             self
