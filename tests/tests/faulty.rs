@@ -9,7 +9,7 @@ use callsign::{
     policy::{P2cEwma, Policy, RoundRobin},
 };
 use callsign_tests::{
-    channel::{over, until_ready},
+    channel::{UpdateLog, over, until_ready},
     etcd::EtcdProcess,
     greeter,
     load::{Load, Pace, greet},
@@ -83,13 +83,14 @@ async fn black_hole(count: usize) {
     until_ready(&channel, count).await;
 
     let began = tokio::time::Instant::now();
+    let log = UpdateLog::new(channel.updates());
     let load = full_load(channel);
     sleep_until(began + AT).await;
     proxy.hold();
     let load = load.await.expect("no call panics");
     let share = load.share(&servers[0].address().to_string(), load.calls[0].started, (began + AT).into());
     assert!(share > 0.0, "calls went there before");
-    assert_at_most(LOST, &load);
+    assert!(load.failed().len() <= LOST, "{load}\n{:?}", log.updates(began.into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
