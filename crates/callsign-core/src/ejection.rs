@@ -50,9 +50,9 @@ pub enum Probe {
     Asked,
     /// It is on its way, or another one was
     Sent,
-    /// Something was read since it was sent
+    /// Something was read since it was sent, or since it was denied
     Answered,
-    /// The peer would mind one more now
+    /// The peer would mind one more now, and nothing was read since
     Denied,
 }
 
@@ -427,16 +427,37 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_may_not_be_asked_stays_in_use() {
+    fn one_that_may_not_be_asked_stays_in_use_and_whatever_is_read_speaks_for_it() {
         let mut scene = Scene::new(2);
         scene.start(1);
-        for _ in 0..100 {
-            scene.look();
-            if scene.probes[1] == Probe::Sent {
-                scene.probes[1] = Probe::Denied;
-            }
-            assert_eq!(scene.out(), []);
-        }
+        scene.looks(2);
+        scene.probes[1] = Probe::Denied;
+        scene.looks(50);
+        assert_eq!((&scene.asked, scene.out()), (&vec![1], vec![]));
+        assert!(scene.loads[1].unanswered(scene.now) > 5 * SECOND);
+        // The connection has sent a PING on its own account.
+        scene.probes[1] = Probe::Answered;
+        scene.looks(3);
+        assert_eq!(scene.loads[1].unanswered(scene.now), Duration::ZERO);
+        assert_eq!((&scene.asked, scene.ejection.due()), (&vec![1], None), "a long call needs no looks");
+    }
+
+    #[test]
+    fn one_that_nobody_asks_is_called_again_after_ten_seconds() {
+        let mut scene = Scene::new(2);
+        scene.start(1);
+        scene.looks(2);
+        scene.probes[1] = Probe::Denied;
+        scene.looks(102);
+        assert_eq!((&scene.asked, scene.out()), (&vec![1], vec![]));
+        assert_eq!(scene.loads[1].unanswered(scene.now), Duration::ZERO);
+        scene.looks(2);
+        assert_eq!(scene.ejection.due(), None);
+        scene.start(1);
+        scene.looks(3);
+        assert_eq!(scene.asked, [1]);
+        scene.look();
+        assert_eq!(scene.asked, [1, 1], "after twice the silence");
     }
 
     #[test]
