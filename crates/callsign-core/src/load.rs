@@ -99,7 +99,8 @@ impl Load {
         }
     }
 
-    /// Nobody waits any more for the response of a call that was sent `waited` ago: it takes at least that long
+    /// Nobody waits any more for the response of a call that was sent `waited` ago: a sample of at least that much, and none
+    /// if calls take as long anyway
     pub fn given_up(&self, waited: Duration, now: Instant) {
         self.latency.at_least(waited, self.millis(now));
         if !self.stop_waiting() {
@@ -180,8 +181,8 @@ impl Load {
 
     /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
     ///
-    /// A peak EWMA: it rises at once, though by no more than a doubling at a time, and falls with a time constant of 2 s. It
-    /// fades while there are no samples, so that an endpoint that was slow is tried again.
+    /// The mean of the last seconds: an EWMA with a time constant of 2 s, which no single sample more than doubles. It fades
+    /// while there are no samples, so that an endpoint that was slow is tried again.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
     }
@@ -349,13 +350,33 @@ mod tests {
         };
         assert!(near(answer(2 * MS, t0), 2 * MS));
         for _ in 0..20 {
-            assert!(near(answer(100 * MS, t0), 4 * MS), "one stall holds many up");
+            assert!(near(answer(5 * SECOND, t0 + 20 * MS), 4 * MS), "one stall holds many up");
         }
-        let times = [10, 20, 40, 80, 200].map(|millis| t0 + millis * MS);
-        let risen = times.map(|at| answer(100 * MS, at));
-        assert!(near(risen[0], 8 * MS) && near(risen[1], 16 * MS) && near(risen[4], 100 * MS), "{risen:?}");
-        let faded = load.latency(times[4] + Duration::from_millis(2000)).unwrap();
-        assert!(near(Some(faded), Duration::from_secs_f32(0.1 / 1_f32.exp())), "{faded:?}");
+        let seconds = [1, 2, 3, 8].map(|seconds| t0 + seconds * SECOND);
+        let risen = seconds.map(|at| answer(100 * MS, at));
+        assert!(risen[0] < Some(14 * MS), "what is old counts less: {risen:?}");
+        assert!(
+            risen[1] < Some(45 * MS) && risen[2] > Some(50 * MS) && risen[3] > Some(90 * MS),
+            "{risen:?}"
+        );
+        let faded = load.latency(seconds[3] + 2 * SECOND);
+        assert!(near(faded, risen[3].unwrap().div_f32(1_f32.exp())), "{faded:?}");
+    }
+
+    #[test]
+    fn the_estimate_is_the_mean_of_the_last_seconds_however_often_calls_are_made() {
+        for (every, calls) in [(MS, 10_000), (10 * MS, 1000), (100 * MS, 100)] {
+            let (load, t0) = load();
+            load.seed(10 * MS, t0);
+            let mut now = t0;
+            for call in 0..calls {
+                now += every;
+                load.start(now);
+                load.answered(Some(if call % 4 == 0 { 6 * MS } else { 2 * MS }), now);
+            }
+            let latency = load.latency(now).unwrap();
+            assert!(latency.abs_diff(3 * MS) < MS / 4, "{latency:?} with one call every {every:?}");
+        }
     }
 
     #[test]
@@ -391,8 +412,8 @@ mod tests {
         load.given_up(MS, t0 + MS);
         assert!(near(load.latency(t0 + MS), 10 * MS));
         load.start(t0);
-        load.given_up(15 * MS, t0 + MS);
-        assert!(near(load.latency(t0 + MS), 15 * MS));
+        load.given_up(15 * MS, t0 + 2 * SECOND);
+        assert!(near(load.latency(t0 + 2 * SECOND), Duration::from_secs_f32(0.015 - 0.005 / 1_f32.exp())));
     }
 
     #[test]
