@@ -17,6 +17,7 @@ use crate::{
     connection::{self, Closed, Sender},
     instance::Address,
     metrics::{EndpointMeters, code_name},
+    outcome::{Outcome, Verdict},
 };
 
 /// Where an endpoint stands
@@ -123,28 +124,31 @@ impl InFlight {
         }
     }
 
-    /// The response has begun; `code` if it has ended with that
-    pub(crate) fn answered(&mut self, code: Option<Code>) {
+    /// The response has begun; `outcome` if it has ended with that
+    pub(crate) fn answered(&mut self, outcome: Option<Outcome>) {
         self.waiting = false;
         let now = Instant::now().into_std();
         let latency = now.saturating_duration_since(self.started);
         self.endpoint.meters.answered(latency);
         // Who fails at once is not fast.
-        self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
+        let counts = outcome.is_none_or(|outcome| outcome.verdict == Verdict::Success);
+        self.endpoint.load.answered(counts.then_some(latency), now);
         self.endpoint.on_trial_call();
     }
 
-    /// The call has ended with `code`
-    pub(crate) fn ended(mut self, code: Code) {
-        self.code = Some(code);
+    /// The call has ended
+    pub(crate) fn ended(mut self, outcome: Outcome) {
+        self.code = Some(outcome.code);
         let Endpoint { load, attention, .. } = &*self.endpoint;
-        if blames(code) {
-            let in_a_row = load.failed(Instant::now().into_std());
-            if in_a_row == MOST_FAILURES {
-                attention.call();
+        match outcome.verdict {
+            Verdict::Success => load.succeeded(),
+            Verdict::Failure => {
+                let in_a_row = load.failed(Instant::now().into_std());
+                if in_a_row == MOST_FAILURES {
+                    attention.call();
+                }
             }
-        } else {
-            load.succeeded();
+            Verdict::Nothing => {}
         }
         self.endpoint.on_trial_call();
     }
@@ -178,22 +182,6 @@ pub(crate) fn record_code(span: &Span, code: Code) {
     if !span.is_disabled() {
         span.record("code", code_name(code));
     }
-}
-
-/// Whether a call that ends like this may be its endpoint's fault
-///
-/// The codes that Envoy and linkerd count as a server's failures, but for UNIMPLEMENTED: a method that a server lacks says
-/// nothing of its others. What a caller did (INVALID_ARGUMENT, NOT_FOUND, CANCELLED...) is nobody else's fault.
-fn blames(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::ResourceExhausted
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    )
 }
 
 /// A change of an endpoint's state, told to its channel

@@ -71,6 +71,7 @@ mod attention;
 mod connection;
 mod deadline;
 mod endpoint;
+mod outcome;
 mod replay;
 
 mod error;

@@ -27,6 +27,7 @@ use crate::{
     deadline::far,
     endpoint::{Endpoint, InFlight, record_code},
     error,
+    outcome::{Outcome, code_in},
     replay::Outgoing,
 };
 
@@ -122,7 +123,7 @@ impl<'a> Call<'a> {
                 return Err(status);
             }
             match stream.send(&mut self.outgoing).await {
-                Ok(response) => return Ok(self.respond(response)),
+                Ok(response) => return self.respond(response),
                 Err(SendError::NotSent) => {}
                 // The server's library refused it, unseen by the application: once more (gRFC A6).
                 Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => refused = true,
@@ -147,7 +148,7 @@ impl<'a> Call<'a> {
             return;
         }
         match self.in_flight.take() {
-            Some(in_flight) => in_flight.ended(code),
+            Some(in_flight) => in_flight.ended(Outcome::grpc(code)),
             None => {
                 self.shared.meters().untaken(code);
                 record_code(&self.span, code);
@@ -172,24 +173,33 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    fn respond(&mut self, response: Response<Incoming>) -> Response<Body> {
+    /// The response, or the status in place of one that no gRPC server has made
+    fn respond(&mut self, response: Response<Incoming>) -> Result<Response<Body>, Status> {
         let (mut parts, incoming) = response.into_parts();
         let mut in_flight = self.in_flight.take();
         self.settled = true;
-        let code = code_in(&parts.headers);
+        let stated = code_in(&parts.headers);
+        let outcome = Outcome::of_head(&parts);
+        let is_foreign = stated.is_none() && outcome.is_some();
+        let ends = incoming.is_end_stream();
+        let outcome = outcome.or_else(|| ends.then(|| Outcome::grpc(Code::Unknown)));
         if let Some(in_flight) = &mut in_flight {
-            in_flight.answered(code);
+            in_flight.answered(outcome);
             parts.extensions.insert(EndpointAddress(in_flight.endpoint().address.clone()));
         }
-        if incoming.is_end_stream()
+        // Whoever finds an error in the headers reads no body.
+        if let Some(outcome) = outcome.filter(|outcome| ends || outcome.code != Code::Ok)
             && let Some(in_flight) = in_flight.take()
         {
-            // Whoever finds an error in the headers reads no body.
-            in_flight.ended(code.unwrap_or(Code::Unknown));
+            let endpoint = Arc::clone(in_flight.endpoint());
+            in_flight.ended(outcome);
+            if is_foreign {
+                return Err(error::no_grpc(&endpoint.address, parts.status, outcome.code));
+            }
         }
         let deadline = self.told.map(|told| told.deadline);
-        let body = ResponseBody { incoming, in_flight, code, deadline, timer: None };
-        Response::from_parts(parts, Body::new(body))
+        let body = ResponseBody { incoming, in_flight, stated, delivered: false, deadline, timer: None };
+        Ok(Response::from_parts(parts, Body::new(body)))
     }
 }
 
@@ -207,8 +217,10 @@ struct ResponseBody {
     incoming: Incoming,
     /// `None` once the response has ended, however long the reader keeps the body.
     in_flight: Option<InFlight>,
-    /// What the headers said, if the response has no more than those.
-    code: Option<Code>,
+    /// What the headers said already.
+    stated: Option<Code>,
+    /// Whether data has come.
+    delivered: bool,
     deadline: Option<Instant>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
@@ -231,17 +243,14 @@ impl ResponseBody {
     fn end(&mut self, last: Option<&Result<Frame<Bytes>, Status>>) {
         let Some(in_flight) = self.in_flight.take() else { return };
         let trailers = |frame: &Frame<Bytes>| frame.trailers_ref().and_then(code_in);
-        in_flight.ended(match last {
+        let code = match last {
             Some(Ok(frame)) => trailers(frame).unwrap_or(Code::Unknown),
             Some(Err(status)) => status.code(),
-            None => self.code.unwrap_or(Code::Unknown),
-        });
+            None => self.stated.unwrap_or(Code::Unknown),
+        };
+        let outcome = if self.delivered { Outcome::after_messages(code) } else { Outcome::grpc(code) };
+        in_flight.ended(outcome);
     }
-}
-
-/// The status in headers or trailers
-fn code_in(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
 }
 
 impl HttpBody for ResponseBody {
@@ -255,6 +264,7 @@ impl HttpBody for ResponseBody {
         let this = &mut *self;
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) if frame.is_data() => {
+                this.delivered |= frame.data_ref().is_some_and(|data| !data.is_empty());
                 if !this.is_late() {
                     return Poll::Ready(Some(Ok(frame)));
                 }
