@@ -27,6 +27,7 @@ use crate::{
     deadline::far,
     endpoint::{Endpoint, InFlight, record_code},
     error,
+    metrics::Replay,
     outcome::{Outcome, code_in},
     replay::Outgoing,
 };
@@ -122,16 +123,17 @@ impl<'a> Call<'a> {
                 self.take_back();
                 return Err(status);
             }
-            match stream.send(&mut self.outgoing).await {
+            let reason = match stream.send(&mut self.outgoing).await {
                 Ok(response) => return self.respond(response),
-                Err(SendError::NotSent) => {}
+                Err(SendError::NotSent) => Replay::Unsent,
                 // The server's library refused it, unseen by the application: once more (gRFC A6).
-                Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => refused = true,
+                Err(SendError::Refused(_)) if !refused && self.outgoing.is_replayable() => Replay::Refused,
                 Err(SendError::Refused(status) | SendError::Failed(status)) => return Err(status),
-            }
+            };
+            refused |= reason == Replay::Refused;
             self.take_back();
-            self.shared.meters().replayed(refused);
-            tracing::debug!(target: TARGET, parent: &self.span, endpoint = %endpoint.address, refused, "call not taken, sent again");
+            self.shared.meters().replayed(reason);
+            tracing::debug!(target: TARGET, parent: &self.span, endpoint = %endpoint.address, ?reason, "call not taken, sent again");
         }
     }
 
