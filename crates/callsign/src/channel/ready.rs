@@ -85,10 +85,20 @@ impl Target {
         options.permit(&self.endpoint.address)
     }
 
-    /// Takes a call, if there is room
+    /// Takes a call, if there is room and no trial turns it away
     fn take(&self, now: std::time::Instant) -> Option<Picked> {
-        let stream = self.sender.try_open()?;
-        Some(Picked { stream, in_flight: self.endpoint.start(now)? })
+        // Looked at first: on trial a call without a stream takes another's place for a moment, and that is news to all.
+        if !self.sender.streams().has_room() {
+            return None;
+        }
+        let (stream, in_flight) = self.endpoint.try_start(now, || self.sender.try_open())?;
+        Some(Picked { stream, in_flight })
+    }
+
+    /// Takes a call that goes nowhere else, if there is room
+    fn take_pinned(&self, now: std::time::Instant) -> Option<Picked> {
+        let (stream, in_flight) = self.endpoint.start(now, || self.sender.try_open())?;
+        Some(Picked { stream, in_flight })
     }
 }
 
@@ -158,7 +168,7 @@ impl Ready {
         let options = asked.options;
         let picked = match options.pinned() {
             // What has just handed the call back is asked again: there is no other.
-            Some(_) => self.permitted(options).find_map(|target| target.take(now)),
+            Some(_) => self.permitted(options).find_map(|target| target.take_pinned(now)),
             None => self.pick_by_policy(asked, now),
         };
         picked.ok_or_else(|| {
