@@ -20,9 +20,10 @@ use tower::{
 };
 
 use super::{
+    book::Book,
     members::Members,
     selection::{Selection, Step},
-    shared::{Book, Shared},
+    shared::Shared,
 };
 use crate::{
     attention::Attention,

@@ -102,6 +102,16 @@ impl Target {
     }
 }
 
+/// Those that are ready, by whether they are ejected and why
+#[derive(Default)]
+pub(super) struct Sorted {
+    /// How many are in the preferred zone, ready or not.
+    pub(super) near: usize,
+    pub(super) usable: Vec<Target>,
+    pub(super) failing: Vec<Target>,
+    pub(super) silent: Vec<Target>,
+}
+
 /// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
 ///
 /// First those that policies pick from; then those that are in another zone than the preferred one and those that fail, for
@@ -132,14 +142,9 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    /// Those that are ready, by whether they are ejected and why; `near` endpoints are in the preferred zone, ready or not
-    pub(super) fn new(
-        balancer: &Balancer,
-        near: usize,
-        usable: Vec<Target>,
-        failing: Vec<Target>,
-        silent: Vec<Target>,
-    ) -> Self {
+    /// A set with the plan that the policy makes for it
+    pub(super) fn new(balancer: &Balancer, sorted: Sorted) -> Self {
+        let Sorted { near, usable, failing, silent } = sorted;
         let around = balancer.around.clone();
         let (taking_part, far) = around.take_part(usable, near, |target: &Target| target.zone.as_deref());
         let usable = taking_part.len()..taking_part.len() + far.len();
@@ -213,10 +218,14 @@ impl Ready {
     }
 
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
-        // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
-        // last means that somebody else got a stream.
+        // Others pick at the same time: what the policy chose may be full a moment later. It sees that when it is asked
+        // again, and if it does not, it is asked no more.
+        let mut full = None;
         for _ in 0..=self.taking_part {
             let chosen = self.choose(call)?;
+            if full.replace(chosen) == Some(chosen) {
+                return None;
+            }
             let target = self.targets[..self.taking_part].get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;
