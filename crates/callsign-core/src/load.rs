@@ -607,7 +607,11 @@ mod tests {
         assert!(started(Some(())) && !load.lets_in());
         let unasked = || -> Option<()> { panic!("nobody is let in: no stream is to be touched") };
         assert_eq!(load.try_start(t0, unasked), None);
-        assert_eq!((load.waiting(), load.in_flight(), load.started()), (2, 2, 2), "sent calls count, no others");
+        assert_eq!(
+            (load.waiting(), load.in_flight(), load.started()),
+            (2, 2, 2),
+            "sent calls count, no others"
+        );
         load.answered(Some(MS), t0);
         assert!(load.lets_in());
         load.given_up(MS, t0);

@@ -217,6 +217,13 @@ impl Ready {
         self.targets[..count].iter().filter(|target| target.is_permitted(options))
     }
 
+    /// Whether a policy that leaves a call waiting could have picked somebody
+    pub(super) fn has_room(&self) -> bool {
+        let mut random = fastrand::Rng::new();
+        let call = Pick::new(&mut random, Instant::now().into_std());
+        self.candidates[..self.taking_part].iter().any(|candidate| call.allows(candidate))
+    }
+
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
         // Others pick at the same time: what the policy chose may be full a moment later. It sees that when it is asked
         // again, and if it does not, it is asked no more.

@@ -23,7 +23,7 @@ use super::{
     view::{EndpointInfo, EndpointUpdate},
 };
 use crate::{
-    connection::Waiters,
+    connection::{Place, Waiters},
     deadline::far,
     error,
     instance::Address,
@@ -160,14 +160,22 @@ impl Shared {
     }
 
     async fn wait_and_pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
-        let place = self.waiters.enter(MOST_WAITING).ok_or_else(|| error::too_many_waiting(&self.service))?;
+        let place = self.waiters.enter(MOST_WAITING);
+        let mut place = place.ok_or_else(|| error::too_many_waiting(&self.service))?;
+        if asked.options.are_choosy() {
+            place.choose();
+        }
         let _waiting = self.meters.wait();
         let mut give_up = None;
+        let mut was_woken = false;
         loop {
             // Asked for before looking: what happens from here on is not missed.
             let mut notified = std::pin::pin!(place.notified());
             notified.as_mut().enable();
             let picked = self.ready.load().pick(asked);
+            if picked.is_err() && std::mem::replace(&mut was_woken, true) {
+                self.pass_on(&mut place);
+            }
             match picked {
                 Ok(picked) => return Ok(picked),
                 Err(_) if self.ended.load(Ordering::SeqCst) => {
@@ -186,6 +194,15 @@ impl Shared {
                 }
                 Err(Unpicked::NoneReady) => notified.await,
             }
+        }
+    }
+
+    /// Wakes the others if there is room that the policy does not use for who was woken: it may have been meant for them
+    fn pass_on(&self, place: &mut Place<'_>) {
+        // Once: from then on all are woken together.
+        if !place.is_choosy() && self.ready.load().has_room() {
+            place.choose();
+            self.waiters.wake_all();
         }
     }
 
