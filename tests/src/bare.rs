@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use callsign::instance::Address;
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinHandle, JoinSet},
@@ -17,8 +17,12 @@ use tonic::Status;
 pub enum Answer {
     /// With these headers only, trailers-only in gRPC's words
     Headers(HeaderMap),
+    /// With these headers, then with an end that says nothing
+    HeadersThenEnd(HeaderMap),
     /// With one message without content, then with these trailers
     MessageThen(HeaderMap),
+    /// As a proxy does that has no server: with this status of HTTP and a text
+    Page(StatusCode),
 }
 
 /// The server; dropped, it and its connections are gone
@@ -97,11 +101,21 @@ async fn reply(
     // To its end, or h2 would reset the stream of a request that it has not seen whole. The window is large enough.
     while body.data().await.transpose()?.is_some() {}
     let mut response = Response::new(());
-    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     match answer {
         Answer::Headers(headers) => {
             response.headers_mut().extend(headers);
             respond.send_response(response, true).map(drop)
+        }
+        Answer::HeadersThenEnd(headers) => {
+            response.headers_mut().extend(headers);
+            respond.send_response(response, false)?.send_data(Bytes::new(), true)
+        }
+        Answer::Page(status) => {
+            *response.status_mut() = status;
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            let text = Bytes::from_static(b"no healthy upstream");
+            respond.send_response(response, false)?.send_data(text, true)
         }
         Answer::MessageThen(trailers) => {
             let mut body = respond.send_response(response, false)?;

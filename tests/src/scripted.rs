@@ -209,6 +209,11 @@ impl Peer {
         self.send(&[Frame::response_headers(stream)]).await;
     }
 
+    /// The headers of a response, one empty message, and nothing more
+    pub async fn respond_message(&self, stream: u32) {
+        self.send(&[Frame::response_headers(stream), Frame::empty_message(stream)]).await;
+    }
+
     /// Answers every stream that the client ends, until the connection is closed
     pub async fn serve(mut self) {
         loop {

@@ -6,29 +6,23 @@ use std::time::{Duration, Instant};
 
 use callsign::{Address, Channel, EjectionReason, EndpointInfo, EndpointState};
 use callsign_tests::{
-    bare::{Answer, Bare},
-    channel::{UpdateLog, over},
-    echo::{Chunk, echo_client::EchoClient},
+    bare::{Answer, Bare, headers},
+    channel::{UpdateLog, over, until_ready},
+    echo::{Chunk, Wanted, echo_client::EchoClient},
     greeter,
     load::{Load, Pace, greet},
     pb::greeter_client::GreeterClient,
     process::Process,
+    scripted::Scripted,
     wait,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
+use http::StatusCode;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Code;
+use tonic::{Code, Request, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_millis(500);
-
-async fn all_ready(log: &UpdateLog, servers: &[Process]) {
-    let began = Instant::now();
-    for server in servers {
-        log.until(&server.address(), EndpointState::Ready, began - 60 * SECOND, 5 * SECOND).await;
-    }
-}
 
 fn info(channel: &Channel, address: &Address) -> EndpointInfo {
     let endpoints = channel.endpoints();
@@ -48,7 +42,7 @@ async fn one_stands_still(count: usize) {
     }
     let channel = over(servers.iter().map(Process::address));
     let log = UpdateLog::new(channel.updates());
-    all_ready(&log, &servers).await;
+    until_ready(&channel, servers.len()).await;
     let stopped = servers[0].address();
 
     let calls = tokio::spawn({
@@ -94,7 +88,7 @@ async fn one_that_goes_on_before_its_ping_times_out_keeps_its_connection() {
     let servers = [greeter!().start().await, greeter!().start().await];
     let channel = over(servers.each_ref().map(Process::address));
     let log = UpdateLog::new(channel.updates());
-    all_ready(&log, &servers).await;
+    until_ready(&channel, servers.len()).await;
     let stopped = servers[0].address();
     let pace = Pace { rate: 200, lasting: 4 * SECOND };
     let calls = tokio::spawn({
@@ -116,19 +110,62 @@ async fn one_that_goes_on_before_its_ping_times_out_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn an_error_without_a_body_counts_as_its_endpoints_failure() {
-    let headers = HeaderMap::from_iter([
-        (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
-        (HeaderName::from_static("grpc-status"), HeaderValue::from_static("14")),
-    ]);
-    let server = Bare::start(Answer::Headers(headers)).await;
-    let channel = over([server.address()]);
-    for failed in 1..=10 {
-        let status = greet(GreeterClient::new(channel.clone()), 5 * SECOND).await.unwrap_err();
-        assert_eq!(status.code(), Code::Unavailable);
-        let info = info(&channel, &server.address());
-        assert_eq!((info.failed, info.in_flight, info.ejected), (failed, 0, None));
+async fn an_error_without_a_message_counts_as_its_endpoints_failure() {
+    let stated = || headers(&Status::unavailable("not today"));
+    for (answer, code) in [
+        (Answer::Headers(stated()), Code::Unavailable),
+        (Answer::HeadersThenEnd(stated()), Code::Unavailable),
+        (Answer::Page(StatusCode::BAD_GATEWAY), Code::Unavailable),
+        (Answer::Page(StatusCode::NOT_FOUND), Code::Unimplemented),
+    ] {
+        let server = Bare::start(answer.clone()).await;
+        let channel = over([server.address()]);
+        for failed in 1..=10 {
+            let status = greet(GreeterClient::new(channel.clone()), 5 * SECOND).await.unwrap_err();
+            assert_eq!(status.code(), code, "{answer:?}");
+            let info = info(&channel, &server.address());
+            assert_eq!((info.failed, info.in_flight, info.ejected), (failed, 0, None), "{answer:?}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_proxy_that_answers_at_once_for_a_server_that_is_gone_is_ejected() {
+    let proxy = Bare::start(Answer::Page(StatusCode::SERVICE_UNAVAILABLE)).await;
+    let well = Bare::well().await;
+    let channel = over([proxy.address(), well.address()]);
+    until_ready(&channel, 2).await;
+    let ejected = async {
+        while info(&channel, &proxy.address()).ejected.is_none() {
+            // Whether it fails depends on who is drawn.
+            let _ = EchoClient::new(channel.clone()).unary(Chunk::default()).await;
+        }
+    };
+    wait::within("the proxy is ejected", 10 * SECOND, ejected).await;
+    assert_eq!(info(&channel, &well.address()).ejected, None);
+}
+
+#[tokio::test]
+async fn a_watch_that_its_caller_ends_by_a_deadline_is_nobodys_failure() {
+    let server = Scripted::start(|_, peer| async move {
+        peer.settings(None).await;
+        for nth in 0..6 {
+            let stream = peer.headers(nth).await;
+            peer.respond_message(stream).await;
+        }
+        peer.closed().await;
+    })
+    .await;
+    let channel = over([server.address()]);
+    for _ in 0..6 {
+        let mut wanted = Request::new(Wanted::default());
+        wanted.set_timeout(DEADLINE);
+        let mut watch = EchoClient::new(channel.clone()).download(wanted).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap(), Some(Chunk::default()));
+        assert_eq!(watch.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+    let info = info(&channel, &server.address());
+    assert_eq!((info.started, info.failed, info.in_flight), (6, 0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,7 +174,7 @@ async fn quiet_streams_and_long_calls_get_nobody_ejected() {
     let servers = [slow().await, slow().await];
     let channel = over(servers.each_ref().map(Process::address));
     let log = UpdateLog::new(channel.updates());
-    all_ready(&log, &servers).await;
+    until_ready(&channel, servers.len()).await;
     let began = Instant::now();
 
     let (sender, receiver) = mpsc::unbounded_channel();

@@ -27,6 +27,7 @@ use callsign_tests::{
     view::View,
     wait,
 };
+use http::StatusCode;
 use metrics_util::{
     MetricKind,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
@@ -180,13 +181,20 @@ async fn calls_and_replays(recorded: &Recorded) {
 }
 
 async fn errors_without_a_body(recorded: &Recorded) {
-    let server = Bare::start(Answer::Headers(headers(&Status::not_found("no")))).await;
-    let mut client = EchoClient::new(channel([server.address()]));
-    client.unary(resting()).await.expect_err("it has nothing");
-    let address = server.address().to_string();
-    let here = ("endpoint", address.as_str());
-    assert_eq!(recorded.value("callsign_calls_total", &[here, ("code", "NOT_FOUND")]), 1.0);
-    assert_eq!(recorded.value("callsign_calls_total", &[here]), 1.0);
+    let stated = || headers(&Status::not_found("no"));
+    for (answer, code) in [
+        (Answer::Headers(stated()), "NOT_FOUND"),
+        (Answer::HeadersThenEnd(stated()), "NOT_FOUND"),
+        (Answer::Page(StatusCode::BAD_GATEWAY), "UNAVAILABLE"),
+    ] {
+        let server = Bare::start(answer).await;
+        let mut client = EchoClient::new(channel([server.address()]));
+        client.unary(resting()).await.expect_err("it has nothing");
+        let address = server.address().to_string();
+        let here = ("endpoint", address.as_str());
+        assert_eq!(recorded.value("callsign_calls_total", &[here, ("code", code)]), 1.0);
+        assert_eq!(recorded.value("callsign_calls_total", &[here]), 1.0);
+    }
 }
 
 async fn calls_that_wait(recorded: &Recorded) {

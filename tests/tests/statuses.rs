@@ -8,6 +8,7 @@ use callsign_tests::{
     echo::{Chunk, Wanted, echo_client::EchoClient},
     scripted::{Scripted, code},
 };
+use http::StatusCode;
 use tonic::{
     Code, Status,
     metadata::{MetadataMap, MetadataValue},
@@ -57,6 +58,32 @@ async fn a_servers_status_after_messages_passes_unchanged() {
     let mut down = client(server.address()).download(Wanted::default()).await.unwrap().into_inner();
     assert_eq!(down.message().await.unwrap(), Some(Chunk::default()));
     assert_as_said(&down.message().await.unwrap_err());
+}
+
+/// "HTTP to gRPC Status Code Mapping"
+const PAGES: [(u16, Code); 10] = [
+    (400, Code::Internal),
+    (401, Code::Unauthenticated),
+    (403, Code::PermissionDenied),
+    (404, Code::Unimplemented),
+    (429, Code::Unavailable),
+    (502, Code::Unavailable),
+    (503, Code::Unavailable),
+    (504, Code::Unavailable),
+    (500, Code::Unknown),
+    (200, Code::Unknown),
+];
+
+#[tokio::test]
+async fn a_page_in_place_of_a_response_has_the_status_that_grpc_says() {
+    for (page, expected) in PAGES {
+        let server = Bare::start(Answer::Page(StatusCode::from_u16(page).unwrap())).await;
+        let status = client(server.address()).unary(Chunk::default()).await.unwrap_err();
+        assert_eq!(status.code(), expected, "{page}: {status:?}");
+        for part in [server.address().to_string(), format!("HTTP {page}")] {
+            assert!(status.message().contains(&part), "{status:?}");
+        }
+    }
 }
 
 /// "gRPC over HTTP2", Errors

@@ -10,13 +10,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tonic::Code;
-use tracing::Span;
 
 use crate::{
     attention::Attention,
     connection::{self, Closed, Sender},
     instance::Address,
-    metrics::{EndpointMeters, code_name},
+    metrics::EndpointMeters,
+    outcome::{Outcome, Verdict},
+    trace::Trace,
 };
 
 /// Where an endpoint stands
@@ -105,7 +106,7 @@ impl Endpoint {
             started: now,
             waiting: true,
             code: Some(Code::Cancelled),
-            span: Span::none(),
+            trace: Trace::default(),
         }
     }
 
@@ -129,7 +130,7 @@ pub(crate) struct InFlight {
     /// What it is told to have ended with if it is dropped now; `None`: nothing is told.
     code: Option<Code>,
     /// The call's, which is told the same.
-    span: Span,
+    trace: Trace,
 }
 
 impl InFlight {
@@ -139,35 +140,36 @@ impl InFlight {
     }
 
     /// Has the call's span say where it was sent, and in the end what it ended with
-    pub(crate) fn trace(&mut self, span: &Span) {
-        if !span.is_disabled() {
-            span.record("endpoint", tracing::field::display(&self.endpoint.address));
-            self.span = span.clone();
-        }
+    pub(crate) fn trace(&mut self, trace: &Trace) {
+        trace.sent_to(&self.endpoint.address);
+        self.trace = trace.clone();
     }
 
-    /// The response has begun; `code` if it has ended with that
-    pub(crate) fn answered(&mut self, code: Option<Code>) {
+    /// The response has begun; `outcome` if it has ended with that
+    pub(crate) fn answered(&mut self, outcome: Option<Outcome>) {
         self.waiting = false;
         let now = Instant::now().into_std();
         let latency = now.saturating_duration_since(self.started);
         self.endpoint.meters.answered(latency);
         // Who fails at once is not fast.
-        self.endpoint.load.answered(code.is_none_or(|code| !blames(code)).then_some(latency), now);
+        let counts = outcome.is_none_or(|outcome| outcome.verdict == Verdict::Success);
+        self.endpoint.load.answered(counts.then_some(latency), now);
         self.endpoint.on_trial_call();
     }
 
-    /// The call has ended with `code`
-    pub(crate) fn ended(mut self, code: Code) {
-        self.code = Some(code);
+    /// The call has ended
+    pub(crate) fn ended(mut self, outcome: Outcome) {
+        self.code = Some(outcome.code);
         let Endpoint { load, attention, .. } = &*self.endpoint;
-        if blames(code) {
-            let in_a_row = load.failed(Instant::now().into_std());
-            if in_a_row == MOST_FAILURES {
-                attention.call();
+        match outcome.verdict {
+            Verdict::Success => load.succeeded(),
+            Verdict::Failure => {
+                let in_a_row = load.failed(Instant::now().into_std());
+                if in_a_row == MOST_FAILURES {
+                    attention.call();
+                }
             }
-        } else {
-            load.succeeded();
+            Verdict::Nothing => {}
         }
         self.endpoint.on_trial_call();
     }
@@ -191,32 +193,9 @@ impl Drop for InFlight {
         load.finish();
         if let Some(code) = self.code {
             self.endpoint.meters.ended(code);
-            record_code(&self.span, code);
+            self.trace.ended(code);
         }
     }
-}
-
-/// Has a call's span say what it ended with
-pub(crate) fn record_code(span: &Span, code: Code) {
-    if !span.is_disabled() {
-        span.record("code", code_name(code));
-    }
-}
-
-/// Whether a call that ends like this may be its endpoint's fault
-///
-/// The codes that Envoy and linkerd count as a server's failures, but for UNIMPLEMENTED: a method that a server lacks says
-/// nothing of its others. What a caller did (INVALID_ARGUMENT, NOT_FOUND, CANCELLED...) is nobody else's fault.
-fn blames(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::ResourceExhausted
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    )
 }
 
 /// A change of an endpoint's state, told to its channel

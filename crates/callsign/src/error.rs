@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use h2::Reason;
+use http::StatusCode;
 use tonic::{Code, Status};
 
 use crate::{endpoint::Endpoint, instance::Address};
@@ -22,6 +23,11 @@ pub(crate) fn stream_failed(address: &Address, error: &h2::Error) -> Status {
         _ => Code::Internal,
     };
     Status::new(code, format!("{address}: {error}"))
+}
+
+/// What answered is no gRPC server; the mapping to `code` is gRPC's own
+pub(crate) fn no_grpc(address: &Address, status: StatusCode, code: Code) -> Status {
+    Status::new(code, format!("{address}: no response of gRPC, but HTTP {status}"))
 }
 
 /// The connection under the call is gone

@@ -71,7 +71,9 @@ mod attention;
 mod connection;
 mod deadline;
 mod endpoint;
+mod outcome;
 mod replay;
+mod trace;
 
 mod error;
 

@@ -33,7 +33,7 @@ mod share;
 use ::metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, SharedString, with_recorder};
 
 pub(crate) use self::{
-    calls::{ChannelMeters, EndpointMeters, code_name},
+    calls::{ChannelMeters, EndpointMeters, Replay, code_name},
     endpoints::EndpointGauges,
 };
 #[cfg(feature = "etcd")]

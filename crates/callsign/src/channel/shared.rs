@@ -155,7 +155,8 @@ impl Shared {
                 Err(self.unavailable(asked.options))
             }
             // By the time that there is news, who has handed the call back may take it.
-            Err(_) => self.wait_and_pick(Asked { avoid: None, ..asked }).await,
+            // Boxed for its size: most calls need not wait.
+            Err(_) => Box::pin(self.wait_and_pick(Asked { avoid: None, ..asked })).await,
         }
     }
 

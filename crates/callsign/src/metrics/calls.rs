@@ -53,9 +53,12 @@ impl ChannelMeters {
         self.untaken.ended(code);
     }
 
-    /// A call is sent again, because its server `refused` it or because it was not sent at all
-    pub(crate) fn replayed(&self, refused: bool) {
-        if refused { &self.refused } else { &self.unsent }.increment(1);
+    /// A call is sent again
+    pub(crate) fn replayed(&self, reason: Replay) {
+        match reason {
+            Replay::Unsent => self.unsent.increment(1),
+            Replay::Refused => self.refused.increment(1),
+        }
     }
 
     /// A call waits until what is returned is dropped
@@ -63,6 +66,15 @@ impl ChannelMeters {
         self.waiting.increment(1.0);
         Waiting(&self.waiting)
     }
+}
+
+/// Why a call is sent again
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replay {
+    /// The connection took it no more: the server has seen nothing of it
+    Unsent,
+    /// The server said that it has not processed it
+    Refused,
 }
 
 /// A call that waits
