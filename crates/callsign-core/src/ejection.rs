@@ -76,6 +76,8 @@ pub struct Judgement {
     pub is_news: bool,
     /// Whether somebody is on trial, and lets one call in
     pub on_trial: bool,
+    /// Whether a trial has ended, or is not needed any more: there is room for calls that were not let in
+    pub lets_all_in: bool,
     /// How many stay in use from now on, because too few would be left without them; zero unless that is news
     pub spared: usize,
 }
@@ -113,7 +115,9 @@ impl Ejection {
         let looks: Vec<_> = looks.into_iter().collect();
         let mut probes = Vec::new();
         let (mut is_busy, mut begins, mut is_suspect, mut is_troubled) = (false, false, false, false);
+        let mut limited = Vec::new();
         for look in &looks {
+            limited.extend(look.load.is_on_trial().then_some(look.load));
             let record = self.records.entry(look.endpoint);
             let record = record.or_insert_with(|| Record::new(look.load, now));
             is_busy |= record.is_busy(look.load);
@@ -137,7 +141,8 @@ impl Ejection {
         let needs_looks = |look: &Look<'_>| self.records.get(&look.endpoint).is_some_and(Record::needs_looks);
         let is_due = is_busy || troubled.iter().any(needs_looks);
         self.due = is_due.then(|| now + INTERVAL);
-        Judgement { probes, is_news, on_trial, spared }
+        let lets_all_in = limited.iter().any(|load| !load.is_on_trial());
+        Judgement { probes, is_news, on_trial, lets_all_in, spared }
     }
 
     /// Why an endpoint is left out, if it is
@@ -255,6 +260,8 @@ mod tests {
         probes: Vec<Probe>,
         asked: Vec<u64>,
         spared: usize,
+        /// Looks that let all calls in where not all were
+        lifted: usize,
     }
 
     impl Scene {
@@ -263,8 +270,15 @@ mod tests {
             let now = Instant::now();
             let loads = (0..count).map(|_| Load::new(now)).collect();
             let probes = vec![Probe::Unasked; count];
-            let mut scene =
-                Self { ejection: Ejection::new(), now, loads, probes, asked: Vec::new(), spared: 0 };
+            let mut scene = Self {
+                ejection: Ejection::new(),
+                now,
+                loads,
+                probes,
+                asked: Vec::new(),
+                spared: 0,
+                lifted: 0,
+            };
             scene.judge();
             scene
         }
@@ -277,6 +291,7 @@ mod tests {
             }
             self.asked.extend(judgement.probes);
             self.spared += judgement.spared;
+            self.lifted += usize::from(judgement.lets_all_in);
         }
 
         /// The next look
@@ -377,6 +392,46 @@ mod tests {
         assert_eq!(scene.ejected(), [None, Some(Reason::Silent)]);
         scene.looks(100);
         assert_eq!((&scene.asked, scene.out()), (&vec![1], vec![1]));
+    }
+
+    #[test]
+    fn a_long_call_on_trial_lets_another_one_in_once_a_ping_was_answered_and_a_passed_trial_is_told() {
+        let mut scene = Scene::new(2);
+        scene.serve([0]);
+        scene.fail([1]);
+        assert_eq!(scene.out(), [1]);
+        scene.time_out(1);
+        scene.start(1);
+        assert!(scene.loads[1].is_on_trial() && !scene.loads[1].lets_in());
+        while scene.probes[1] != Probe::Sent {
+            scene.look();
+        }
+        assert!(!scene.loads[1].lets_in(), "it may be silent");
+        scene.probes[1] = Probe::Answered;
+        scene.look();
+        assert!(scene.loads[1].is_on_trial() && scene.loads[1].lets_in());
+        assert_eq!(scene.lifted, 0);
+        for _ in 0..3 {
+            assert!(scene.loads[1].lets_in());
+            scene.call(1, true);
+        }
+        scene.look();
+        assert_eq!((scene.loads[1].is_on_trial(), scene.lifted), (false, 1));
+        scene.look();
+        assert_eq!(scene.lifted, 1, "said once");
+    }
+
+    #[test]
+    fn all_are_let_in_and_that_is_told_when_too_few_would_be_left() {
+        let mut scene = Scene::new(2);
+        scene.serve([0]);
+        scene.fail([1]);
+        scene.time_out(1);
+        assert!(scene.loads[1].is_on_trial());
+        scene.start(0);
+        scene.looks(10);
+        assert_eq!((scene.ejected()[0], scene.loads[1].is_on_trial()), (Some(Reason::Silent), false));
+        assert_eq!(scene.lifted, 1);
     }
 
     #[test]

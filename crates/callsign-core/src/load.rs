@@ -67,16 +67,51 @@ impl Load {
         }
     }
 
-    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins;
-    /// false if it is one more than a [trial](Self::try_out) lets in: then it is not to be sent
-    pub fn start(&self, now: Instant) -> bool {
+    /// Counts a call as in flight until the matching [`finish`](Self::finish), and as waiting until its response begins,
+    /// whether or not a [trial](Self::try_out) would let it in
+    pub fn start(&self, now: Instant) {
+        self.waiting.fetch_add(1, Relaxed);
+        self.begin(now);
+    }
+
+    /// Counts a call as [`start`](Self::start) does, if a [trial](Self::try_out) lets it in and `open` gives it a stream;
+    /// else nothing is counted
+    ///
+    /// `open` is only asked who is let in: a stream that is given back wakes those who wait for one, and that may be
+    /// this very caller.
+    pub fn try_start<S>(&self, now: Instant, open: impl FnOnce() -> Option<S>) -> Option<S> {
+        if !self.enter() {
+            return None;
+        }
+        let stream = open();
+        if stream.is_some() {
+            self.begin(now);
+        } else {
+            self.untaken();
+        }
+        stream
+    }
+
+    /// Takes a place among those that wait, if there is one; who finds none has taken none meanwhile, either
+    fn enter(&self) -> bool {
+        match self.most_waiting.load(Relaxed) {
+            UNLIMITED => {
+                self.waiting.fetch_add(1, Relaxed);
+                true
+            }
+            most => {
+                let place = |waiting| (waiting < most).then_some(waiting + 1);
+                self.waiting.fetch_update(AcqRel, Relaxed, place).is_ok()
+            }
+        }
+    }
+
+    fn begin(&self, now: Instant) {
         self.in_flight.fetch_add(1, Relaxed);
-        let is_let_in = self.waiting.fetch_add(1, Relaxed) < self.most_waiting.load(Relaxed);
         self.started.fetch_add(1, Relaxed);
         if self.unanswered_since.load(Relaxed) == 0 {
             self.unanswered_since.store(self.nanos(now) + 1, Relaxed);
         }
-        is_let_in
     }
 
     /// The response of a call has begun, `latency` after it was sent; `None` if that says nothing of the usual latency,
@@ -217,6 +252,14 @@ impl Load {
         self.most_waiting.fetch_min(most, Relaxed);
     }
 
+    /// Lets one more call in, if on [trial](Self::try_out): those that wait do so for reasons of their own
+    pub fn let_one_more_in(&self) {
+        let most = self.waiting().saturating_add(1);
+        let raise = |present| (present != UNLIMITED && present != 0).then_some(most.max(present));
+        // An error means that there is no trial, or that it has failed.
+        let _ = self.most_waiting.fetch_update(Relaxed, Relaxed, raise);
+    }
+
     /// Ends a [trial](Self::try_out), if there is one: all calls are let in
     pub fn let_all_in(&self) {
         // Asked for again and again, and hardly ever news.
@@ -241,11 +284,9 @@ impl Load {
 
     /// Lets nobody in any more, if on trial
     fn end_trial(&self) {
-        let most = self.most_waiting.load(Relaxed);
-        if most != UNLIMITED {
-            // An error means that the trial has just ended otherwise.
-            let _ = self.most_waiting.compare_exchange(most, 0, Relaxed, Relaxed);
-        }
+        // An error means that there is none, or that it has just ended otherwise.
+        let on_trial = |most| (most != UNLIMITED).then_some(0);
+        let _ = self.most_waiting.fetch_update(Relaxed, Relaxed, on_trial);
     }
 
     /// How long calls have waited without an answer to any of them; zero if none waits
@@ -456,9 +497,16 @@ mod tests {
         load.start(t0);
         load.try_out();
         assert!(load.is_on_trial() && load.lets_in());
-        assert!(load.start(t0) && !load.lets_in());
-        assert!(!load.start(t0), "one of two that come at the same time");
-        load.untaken();
+        let started = |stream: Option<()>| load.try_start(t0, || stream).is_some();
+        assert!(!started(None) && load.lets_in(), "who gets no stream leaves its place to another");
+        assert!(started(Some(())) && !load.lets_in());
+        let unasked = || -> Option<()> { panic!("nobody is let in: no stream is to be touched") };
+        assert_eq!(load.try_start(t0, unasked), None);
+        assert_eq!(
+            (load.waiting(), load.in_flight(), load.started()),
+            (2, 2, 2),
+            "sent calls count, no others"
+        );
         load.answered(Some(MS), t0);
         assert!(load.lets_in());
         load.given_up(MS, t0);
@@ -467,6 +515,22 @@ mod tests {
         assert!(!load.lets_in(), "who waited already has left");
         load.let_all_in();
         assert!(load.lets_in() && !load.is_on_trial());
+    }
+
+    #[test]
+    fn on_trial_one_more_is_let_in_beside_one_that_waits_for_its_own_reasons() {
+        let (load, t0) = load();
+        load.let_one_more_in();
+        assert!(!load.is_on_trial());
+        load.try_out();
+        load.start(t0);
+        assert!(!load.lets_in());
+        load.let_one_more_in();
+        load.try_out();
+        assert!(load.lets_in());
+        load.failed(t0);
+        load.let_one_more_in();
+        assert!(!load.lets_in(), "a trial that has failed is over");
     }
 
     #[test]

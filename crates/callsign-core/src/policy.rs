@@ -74,8 +74,9 @@ pub trait Policy: Send + Sync + 'static {
 
     /// The index of the candidate that takes this call, or `None` if [`Pick::allows`] none of them
     ///
-    /// `plan` was made for these `candidates`. An answer out of bounds, or of a candidate that the call does not allow,
-    /// counts as `None`.
+    /// `plan` was made for these `candidates`. An answer out of bounds, or of a candidate that the caller does not want,
+    /// counts as `None`. One that takes no call any more, since others pick at the same time, is a reason to ask again;
+    /// the same answer twice counts as `None`, too.
     fn pick(&self, plan: &Self::Plan, candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize>;
 }
 

@@ -21,6 +21,7 @@ mod members;
 mod selection;
 
 mod around;
+mod book;
 mod ready;
 
 mod shared;

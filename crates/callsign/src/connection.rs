@@ -33,7 +33,12 @@ use tokio::{
 };
 use tonic::Status;
 
-pub(crate) use self::{body::Incoming, driver::Driver, io::Transport, waiters::Waiters};
+pub(crate) use self::{
+    body::Incoming,
+    driver::Driver,
+    io::Transport,
+    waiters::{Place, Waiters},
+};
 use self::{
     io::Io,
     tap::{News, Tap},

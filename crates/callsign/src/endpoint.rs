@@ -68,23 +68,46 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Counts a call as in flight until the guard is dropped; `None` if the endpoint is on trial, and others were faster
-    pub(crate) fn start(self: &Arc<Self>, now: std::time::Instant) -> Option<InFlight> {
-        let is_let_in = self.load.start(now);
-        let in_flight = InFlight {
+    /// Counts a call as in flight until the guard is dropped, if `open` gives it a stream; on trial only if it is let in
+    pub(crate) fn try_start<S>(
+        self: &Arc<Self>,
+        now: std::time::Instant,
+        open: impl FnOnce() -> Option<S>,
+    ) -> Option<(S, InFlight)> {
+        let mut came_late = false;
+        let stream = self.load.try_start(now, || {
+            let stream = open();
+            came_late = stream.is_none();
+            stream
+        });
+        if came_late {
+            // Its place is free again, and others may have been turned away meanwhile.
+            self.on_trial_call();
+        }
+        Some((stream?, self.started(now)))
+    }
+
+    /// The same for a call that wants this endpoint and no other: a trial does not keep it out
+    pub(crate) fn start<S>(
+        self: &Arc<Self>,
+        now: std::time::Instant,
+        open: impl FnOnce() -> Option<S>,
+    ) -> Option<(S, InFlight)> {
+        let stream = open()?;
+        self.load.start(now);
+        Some((stream, self.started(now)))
+    }
+
+    fn started(self: &Arc<Self>, now: std::time::Instant) -> InFlight {
+        self.attention.stir();
+        self.meters.picked();
+        InFlight {
             endpoint: Arc::clone(self),
             started: now,
             waiting: true,
             code: Some(Code::Cancelled),
             trace: Trace::default(),
-        };
-        if !is_let_in {
-            in_flight.untaken();
-            return None;
         }
-        self.attention.stir();
-        self.meters.picked();
-        Some(in_flight)
     }
 
     /// A call does not wait for its response any more: on trial that is for the pool to judge, and lets another one in

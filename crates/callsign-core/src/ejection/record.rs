@@ -220,6 +220,8 @@ impl Record {
         if verdict == Verdict::Lives {
             look.load.heard();
             self.excused = look.load.waiting();
+            // Else a call that lasts would be the only one.
+            look.load.let_one_more_in();
         }
         if was_out && !self.silence.is_out() {
             // Calls from before it fell silent have taken long, which says nothing of those that come.

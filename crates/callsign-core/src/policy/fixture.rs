@@ -52,7 +52,7 @@ impl Fleet {
     }
 
     pub(crate) fn start(&self, index: usize, calls: usize) {
-        (0..calls).for_each(|_| assert!(self.candidates[index].load.start(self.zero)));
+        (0..calls).for_each(|_| self.candidates[index].load.start(self.zero));
     }
 
     /// No more streams there

@@ -14,8 +14,8 @@ use callsign_core::{
 use tokio::sync::mpsc;
 
 use super::{
+    book::{Book, Standing},
     selection::Selected,
-    shared::{Book, Standing},
 };
 use crate::{
     attention::Attention,

@@ -111,9 +111,14 @@ impl Options {
         self.choice.as_ref()?.excluded.as_ref().map(|ExcludedEndpoint(address)| address)
     }
 
+    /// Whether there are endpoints that the call does not go to, whatever room they have
+    pub(super) fn are_choosy(&self) -> bool {
+        self.pinned().is_some() || self.excluded().is_some()
+    }
+
     /// Whether the caller lets the call go to `address` at all
     pub(super) fn permit(&self, address: &Address) -> bool {
-        let is = |other: &Address| other.authority() == address.authority();
+        let is = |other: &Address| other.is_where(address);
         self.pinned().is_none_or(is) && !self.excluded().is_some_and(is)
     }
 }

@@ -20,9 +20,10 @@ use tower::{
 };
 
 use super::{
+    book::Book,
     members::Members,
     selection::{Selection, Step},
-    shared::{Book, Shared},
+    shared::Shared,
 };
 use crate::{
     attention::Attention,
@@ -201,8 +202,8 @@ fn judge(
     if judgement.is_news || book.is_stale() {
         book.eject(service, |endpoint| ejection.ejected(endpoint));
     }
-    if judgement.on_trial {
-        // Perhaps the one call that is let in has ended.
+    if judgement.on_trial || judgement.lets_all_in {
+        // Perhaps the one call that is let in has ended, or more are.
         shared.wake_all();
     }
     if let Some(due) = ejection.due() {

@@ -85,11 +85,31 @@ impl Target {
         options.permit(&self.endpoint.address)
     }
 
-    /// Takes a call, if there is room
+    /// Takes a call, if there is room and no trial turns it away
     fn take(&self, now: std::time::Instant) -> Option<Picked> {
-        let stream = self.sender.try_open()?;
-        Some(Picked { stream, in_flight: self.endpoint.start(now)? })
+        // Looked at first: on trial a call without a stream takes another's place for a moment, and that is news to all.
+        if !self.sender.streams().has_room() {
+            return None;
+        }
+        let (stream, in_flight) = self.endpoint.try_start(now, || self.sender.try_open())?;
+        Some(Picked { stream, in_flight })
     }
+
+    /// Takes a call that goes nowhere else, if there is room
+    fn take_pinned(&self, now: std::time::Instant) -> Option<Picked> {
+        let (stream, in_flight) = self.endpoint.start(now, || self.sender.try_open())?;
+        Some(Picked { stream, in_flight })
+    }
+}
+
+/// Those that are ready, by whether they are ejected and why
+#[derive(Default)]
+pub(super) struct Sorted {
+    /// How many are in the preferred zone, ready or not.
+    pub(super) near: usize,
+    pub(super) usable: Vec<Target>,
+    pub(super) failing: Vec<Target>,
+    pub(super) silent: Vec<Target>,
 }
 
 /// The endpoints that are ready, twice in the same order: as policies see them and as calls use them
@@ -122,14 +142,9 @@ pub(super) enum Unpicked {
 }
 
 impl Ready {
-    /// Those that are ready, by whether they are ejected and why; `near` endpoints are in the preferred zone, ready or not
-    pub(super) fn new(
-        balancer: &Balancer,
-        near: usize,
-        usable: Vec<Target>,
-        failing: Vec<Target>,
-        silent: Vec<Target>,
-    ) -> Self {
+    /// A set with the plan that the policy makes for it
+    pub(super) fn new(balancer: &Balancer, sorted: Sorted) -> Self {
+        let Sorted { near, usable, failing, silent } = sorted;
         let around = balancer.around.clone();
         let (taking_part, far) = around.take_part(usable, near, |target: &Target| target.zone.as_deref());
         let usable = taking_part.len()..taking_part.len() + far.len();
@@ -158,7 +173,7 @@ impl Ready {
         let options = asked.options;
         let picked = match options.pinned() {
             // What has just handed the call back is asked again: there is no other.
-            Some(_) => self.permitted(options).find_map(|target| target.take(now)),
+            Some(_) => self.permitted(options).find_map(|target| target.take_pinned(now)),
             None => self.pick_by_policy(asked, now),
         };
         picked.ok_or_else(|| {
@@ -202,11 +217,22 @@ impl Ready {
         self.targets[..count].iter().filter(|target| target.is_permitted(options))
     }
 
+    /// Whether a policy that leaves a call waiting could have picked somebody
+    pub(super) fn has_room(&self) -> bool {
+        let mut random = fastrand::Rng::new();
+        let call = Pick::new(&mut random, Instant::now().into_std());
+        self.candidates[..self.taking_part].iter().any(|candidate| call.allows(candidate))
+    }
+
     fn pick_for(&self, call: &mut Pick<'_>, options: &Options) -> Option<Picked> {
-        // Others pick at the same time: what the policy chose may be full a moment later. Each turn of this loop but the
-        // last means that somebody else got a stream.
+        // Others pick at the same time: what the policy chose may be full a moment later. It sees that when it is asked
+        // again, and if it does not, it is asked no more.
+        let mut full = None;
         for _ in 0..=self.taking_part {
             let chosen = self.choose(call)?;
+            if full.replace(chosen) == Some(chosen) {
+                return None;
+            }
             let target = self.targets[..self.taking_part].get(chosen)?;
             if call.avoid == Some(target.endpoint.number) {
                 return None;

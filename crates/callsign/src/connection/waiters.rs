@@ -13,12 +13,14 @@ pub(crate) struct Waiters {
     notify: Notify,
     news: Notify,
     waiting: AtomicUsize,
+    /// Of these, who may find no use for a stream that another could use.
+    choosy: AtomicUsize,
 }
 
 impl Waiters {
     /// A place to wait in, unless `most` wait already
     pub(crate) fn enter(&self, most: usize) -> Option<Place<'_>> {
-        let place = Place { waiters: self };
+        let place = Place { waiters: self, is_choosy: false };
         let before = self.waiting.fetch_add(1, Ordering::SeqCst);
         (before < most).then_some(place)
     }
@@ -27,8 +29,16 @@ impl Waiters {
     pub(crate) fn wake_one(&self) {
         // The giver has given back before, the waiter looks for room after it has counted itself; all of it sequentially
         // consistent (also in `Streams`), so at least one of them sees the other. Without waiters this costs a load.
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        // Who is choosy counts itself before it can be notified. If it does so after this, whoever comes to stand behind it
+        // looks for room later still, and finds this stream.
+        if self.choosy.load(Ordering::SeqCst) == 0 {
             self.notify.notify_one();
+        } else {
+            // One alone might be the wrong one.
+            self.notify.notify_waiters();
         }
     }
 
@@ -48,9 +58,21 @@ impl Waiters {
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     waiters: &'a Waiters,
+    is_choosy: bool,
 }
 
 impl<'a> Place<'a> {
+    /// From here on it may find no use for a stream that another could use
+    pub(crate) fn choose(&mut self) {
+        if !std::mem::replace(&mut self.is_choosy, true) {
+            self.waiters.choosy.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn is_choosy(&self) -> bool {
+        self.is_choosy
+    }
+
     /// Completes at the next news from now on, or the next stream given back to one of those who wait
     ///
     /// To be enabled before looking for room.
@@ -61,6 +83,9 @@ impl<'a> Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        if self.is_choosy {
+            self.waiters.choosy.fetch_sub(1, Ordering::SeqCst);
+        }
         self.waiters.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }

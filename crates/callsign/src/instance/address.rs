@@ -79,6 +79,12 @@ impl Address {
         self.scheme == Some(Scheme::Http)
     }
 
+    /// Whether host and port are the same, whatever the schemes are
+    pub(crate) fn is_where(&self, other: &Self) -> bool {
+        // Mostly the host alone would not tell: most services listen on one port, but in tests all on one host.
+        self.port == other.port && self.authority == other.authority
+    }
+
     /// `host:port`, as [`Display`](fmt::Display) shows it
     pub fn authority(&self) -> &str {
         &self.authority
