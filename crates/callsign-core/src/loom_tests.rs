@@ -141,6 +141,84 @@ fn a_call_that_waits_may_be_without_an_age_until_the_next_begins_but_is_counted(
     });
 }
 
+/// A call that gets a stream if a trial lets it in; whether it began
+fn begin(load: &Arc<Load>, at: Instant) -> impl FnOnce() -> bool + 'static {
+    let load = Arc::clone(load);
+    move || load.try_start(at, || Some(())).is_some()
+}
+
+#[test]
+fn of_two_calls_on_trial_one_is_let_in_and_the_other_leaves_no_trace() {
+    model(|| {
+        let t0 = zero();
+        let load = Arc::new(Load::new(t0));
+        load.try_out();
+        let (one, other) = both(begin(&load, t0), begin(&load, t0));
+        assert!(one != other);
+        assert_eq!((load.in_flight(), load.waiting(), load.started()), (1, 1, 1));
+        load.answered(None, t0);
+        assert!(load.lets_in());
+    });
+}
+
+#[test]
+fn who_comes_when_a_trial_call_is_answered_is_let_in_or_finds_room_afterwards() {
+    model(|| {
+        let t0 = zero();
+        let load = Arc::new(Load::new(t0));
+        load.try_out();
+        assert!(begin(&load, t0)());
+        let answered = Arc::clone(&load);
+        let answer = move || {
+            answered.answered(None, t0);
+            true
+        };
+        let (_, is_let_in) = both(answer, begin(&load, t0));
+        assert_eq!((load.waiting(), load.lets_in()), (u32::from(is_let_in), !is_let_in));
+    });
+}
+
+#[test]
+fn a_trial_that_has_failed_stays_over_until_all_are_let_in() {
+    let repeated: [fn(&Load); 2] = [Load::try_out, Load::let_one_more_in];
+    for again in repeated {
+        model(move || {
+            let t0 = zero();
+            let load = Arc::new(Load::new(t0));
+            load.try_out();
+            let (failed, judge) = (Arc::clone(&load), Arc::clone(&load));
+            both(
+                move || {
+                    failed.failed(t0);
+                },
+                move || again(&judge),
+            );
+            assert!(load.is_on_trial() && !load.lets_in());
+            load.let_all_in();
+            assert!(load.lets_in() && !load.is_on_trial());
+        });
+    }
+}
+
+#[test]
+fn who_comes_when_all_are_let_in_is_counted_once_or_not_at_all() {
+    model(|| {
+        let t0 = zero();
+        let load = Arc::new(Load::new(t0));
+        load.try_out();
+        load.failed(t0);
+        let judge = Arc::clone(&load);
+        let let_in = move || {
+            judge.let_all_in();
+            true
+        };
+        let (_, has_begun) = both(let_in, begin(&load, t0));
+        let count = u32::from(has_begun);
+        assert_eq!((load.in_flight(), load.waiting(), load.started()), (count, count, count.into()));
+        assert!(load.lets_in());
+    });
+}
+
 #[test]
 fn of_two_samples_at_the_same_time_one_counts_and_nothing_in_between() {
     model(|| {
