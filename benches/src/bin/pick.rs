@@ -173,7 +173,7 @@ fn fleet(endpoints: usize, weight: impl Fn(usize) -> u32) -> Fleet {
     let endpoint = |index| {
         let (load, streams) = (Arc::new(Load::new(zero)), Arc::new(Streams::default()));
         load.seed(Duration::from_micros(random.u64(1_000..10_000)), zero);
-        (0..random.u32(..4)).for_each(|_| assert!(load.start(zero)));
+        (0..random.u32(..4)).for_each(|_| load.start(zero));
         streams.set_limit(100);
         let name = format!("10.0.{}.{}:80", index / 256, index % 256);
         let candidate = Candidate::new(index as u64, Arc::clone(&load), streams);
