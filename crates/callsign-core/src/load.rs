@@ -216,8 +216,8 @@ impl Load {
 
     /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
     ///
-    /// The mean of the last seconds: an EWMA with a time constant of 2 s, which no single sample more than doubles. It fades
-    /// while there are no samples, so that an endpoint that was slow is tried again.
+    /// The mean of the last seconds: an EWMA with a time constant of 2 s, which no single sample more than doubles while it is
+    /// fresh. It fades while there are no samples, so that an endpoint that was slow is tried again.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
     }

@@ -11,8 +11,8 @@ use crate::sync::{AtomicU64, Ordering::Relaxed};
 ///
 /// `estimate * w + sample * (1 - w)` with `w = e^(-elapsed / tau)`, where `elapsed` is the time since the last sample, and by
 /// `w` alone while there are none. So it is the mean of the last seconds, however many calls there are; of samples within the
-/// same millisecond only the first counts. No sample more than doubles it: where calls are rare each weighs much, and one slow
-/// answer is chance.
+/// same millisecond only the first counts. No sample more than doubles an estimate that is fresh: where calls are rare each weighs
+/// much, and one slow answer is chance.
 ///
 /// Finagle's and linkerd's peak EWMA jumps up to each slower sample, and so follows the slowest of a hundred. Measured by the
 /// simulation in `policy/noise.rs`, with jumps of a doubling at most: on a busy machine one of two equal endpoints got 15 % of
