@@ -81,7 +81,7 @@ impl Address {
 
     /// Whether host and port are the same, whatever the schemes are
     pub(crate) fn is_where(&self, other: &Self) -> bool {
-        // The port first: it lies here, and mostly tells nothing only if all servers listen on the same one.
+        // The port first: it takes no look elsewhere.
         self.port == other.port && self.authority == other.authority
     }
 
