@@ -133,8 +133,8 @@ async fn put_on_trial(channel: &Channel, failing: &Address, manner: &Manner, oth
     manner.turn(FAIL);
     let began = Instant::now();
     while ejected().is_none() {
-        pinned(channel, "failing", failing).await.unwrap_err();
-        pinned(channel, "fine", other).await.unwrap();
+        pinned(channel, "failing", failing).await.expect_err("it fails");
+        pinned(channel, "fine", other).await.expect("the other is fine");
         assert!(began.elapsed() < BOUND, "it is not ejected");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -147,11 +147,11 @@ fn on_one_thread<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stat
     let running = thread::spawn(move || {
         let _done = done;
         let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(test());
+        runtime.enable_all().build().expect("a runtime").block_on(test());
     });
     let stood_still = told.recv_timeout(3 * BOUND) == Err(mpsc::RecvTimeoutError::Timeout);
     assert!(!stood_still, "the runtime stands still");
-    running.join().unwrap();
+    running.join().expect("the test passes");
 }
 
 #[test]

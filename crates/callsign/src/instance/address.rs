@@ -81,7 +81,7 @@ impl Address {
 
     /// Whether host and port are the same, whatever the schemes are
     pub(crate) fn is_where(&self, other: &Self) -> bool {
-        // Mostly the host alone would not tell: most services listen on one port, but in tests all on one host.
+        // The port first: it takes no look elsewhere.
         self.port == other.port && self.authority == other.authority
     }
 
