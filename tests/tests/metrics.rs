@@ -255,8 +255,10 @@ async fn endpoints_by_state(recorded: &Recorded) {
 async fn ejections(recorded: &Recorded) {
     let failing = Bare::start(Answer::Headers(headers(&Status::unavailable("not today")))).await;
     let well = Bare::well().await;
+    let way = Proxy::to(failing.address().to_string()).await;
+    let reached: Address = way.endpoint().trim_start_matches("http://").parse().expect("an address");
     // One that goes by calls in flight alone, and so sends the failing one its share until that is ejected.
-    let channel = Channel::builder(discover::fixed([failing.address(), well.address()]))
+    let channel = Channel::builder(discover::fixed([reached, well.address()]))
         .name(SERVICE)
         .policy(LeastRequest::new())
         .build();
@@ -270,6 +272,15 @@ async fn ejections(recorded: &Recorded) {
     wait::within("the failing endpoint is ejected", BOUND, ejected).await;
     assert!(recorded.value("callsign_ejections_total", &[("service", SERVICE)]) > 0.0);
     assert_eq!(recorded.value("callsign_ejections_total", &[("reason", "silent")]), 0.0);
+    let ready = [("service", SERVICE), ("state", "ready")];
+    let decisions = recorded.value("callsign_ejections_total", &[]);
+    for _ in 0..3 {
+        way.cut().await;
+        recorded.until("callsign_endpoints", &ready, 1.0).await;
+        way.heal();
+        recorded.until("callsign_endpoints", &ready, 2.0).await;
+    }
+    assert_eq!(recorded.value("callsign_ejections_total", &[]), decisions, "no reconnect is an ejection");
     drop(client);
     recorded.until_gauges_are_zero().await;
 }

@@ -50,9 +50,9 @@ pub enum Probe {
     Asked,
     /// It is on its way, or another one was
     Sent,
-    /// Something was read since it was sent
+    /// Something was read since it was sent, or since it was denied
     Answered,
-    /// The peer would mind one more now
+    /// The peer would mind one more now, and nothing was read since
     Denied,
 }
 
@@ -170,11 +170,11 @@ impl Ejection {
         // Whoever is out did what it did long ago.
         let used: Vec<_> = known.filter(|record| record.is_out().is_none()).collect();
         let mut windows: Vec<_> = used.iter().filter_map(|record| record.window.now(now)).collect();
-        let mut recent: Vec<_> = used.iter().filter_map(|record| record.recent.now(now)).collect();
+        let recent: Vec<_> = used.iter().map(|record| record.lately(now)).collect();
         for look in looks {
             let Some(record) = self.records.get_mut(&look.endpoint) else { continue };
             let is_worse = match record.suspicion(look.load) {
-                Some(Reason::ConsecutiveFailures) => record.recent.is_far_worse_than(&mut recent),
+                Some(Reason::ConsecutiveFailures) => record.is_far_worse_lately(&recent, now),
                 Some(_) => record.window.is_far_worse_than(&mut windows),
                 None => false,
             };
@@ -482,16 +482,37 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_may_not_be_asked_stays_in_use() {
+    fn one_that_may_not_be_asked_stays_in_use_and_whatever_is_read_speaks_for_it() {
         let mut scene = Scene::new(2);
         scene.start(1);
-        for _ in 0..100 {
-            scene.look();
-            if scene.probes[1] == Probe::Sent {
-                scene.probes[1] = Probe::Denied;
-            }
-            assert_eq!(scene.out(), []);
-        }
+        scene.looks(2);
+        scene.probes[1] = Probe::Denied;
+        scene.looks(50);
+        assert_eq!((&scene.asked, scene.out()), (&vec![1], vec![]));
+        assert!(scene.loads[1].unanswered(scene.now) > 5 * SECOND);
+        // The connection has sent a PING on its own account.
+        scene.probes[1] = Probe::Answered;
+        scene.looks(3);
+        assert_eq!(scene.loads[1].unanswered(scene.now), Duration::ZERO);
+        assert_eq!((&scene.asked, scene.ejection.due()), (&vec![1], None), "a long call needs no looks");
+    }
+
+    #[test]
+    fn one_that_nobody_asks_is_called_again_after_ten_seconds() {
+        let mut scene = Scene::new(2);
+        scene.start(1);
+        scene.looks(2);
+        scene.probes[1] = Probe::Denied;
+        scene.looks(102);
+        assert_eq!((&scene.asked, scene.out()), (&vec![1], vec![]));
+        assert_eq!(scene.loads[1].unanswered(scene.now), Duration::ZERO);
+        scene.looks(2);
+        assert_eq!(scene.ejection.due(), None);
+        scene.start(1);
+        scene.looks(3);
+        assert_eq!(scene.asked, [1]);
+        scene.look();
+        assert_eq!(scene.asked, [1, 1], "after twice the silence");
     }
 
     #[test]
@@ -635,6 +656,50 @@ mod tests {
         scene.call(1, false);
         scene.look();
         assert_eq!(scene.out(), [1], "unless it goes on");
+    }
+
+    #[test]
+    fn one_that_gets_all_calls_and_fails_them_is_out_beside_another_that_is_ready() {
+        let mut scene = Scene::new(2);
+        scene.fail([0]);
+        assert_eq!(
+            scene.ejected(),
+            [Some(Reason::ConsecutiveFailures), None],
+            "nothing is known of the other"
+        );
+        scene.fail([1]);
+        assert_eq!(scene.out(), [0], "the other fails, too: whoever is left is not compared with who is out");
+        let mut scene = Scene::new(4);
+        scene.fail([0, 1]);
+        assert_eq!(scene.out(), [0, 1], "a zone as a whole");
+    }
+
+    #[test]
+    fn what_an_endpoint_did_before_a_streak_elsewhere_began_does_not_speak_against_it() {
+        let mut scene = Scene::new(2);
+        scene.call(1, false);
+        scene.looks(3);
+        scene.fail([0]);
+        assert_eq!(scene.out(), [0], "it is not called any more");
+        let mut scene = Scene::new(2);
+        scene.call(1, false);
+        scene.fail([0]);
+        assert_eq!(scene.out(), [], "it failed in the same moment");
+    }
+
+    #[test]
+    fn who_is_silent_or_on_trial_is_nobody_to_turn_to() {
+        let mut scene = Scene::new(2);
+        scene.start(1);
+        scene.looks(4);
+        assert_eq!(scene.ejected(), [None, Some(Reason::Silent)]);
+        scene.fail([0]);
+        assert_eq!((scene.ejected(), scene.spared), (vec![None, Some(Reason::Silent)], 0));
+        let mut scene = Scene::new(2);
+        scene.fail([1]);
+        scene.time_out(1);
+        scene.fail([0]);
+        assert_eq!((scene.out(), scene.spared), (vec![], 0));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What is known of an endpoint's load: calls in flight, latency, failures
 
-use std::{
-    f64::consts::{LN_2, SQRT_2},
-    time::{Duration, Instant},
-};
+mod latency;
 
+use std::time::{Duration, Instant};
+
+use self::latency::{Latency, half_to_the};
 use crate::sync::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Relaxed},
@@ -134,7 +134,8 @@ impl Load {
         }
     }
 
-    /// Nobody waits any more for the response of a call that was sent `waited` ago: it takes at least that long
+    /// Nobody waits any more for the response of a call that was sent `waited` ago: a sample of at least that much, and none
+    /// if calls take as long anyway
     pub fn given_up(&self, waited: Duration, now: Instant) {
         self.latency.at_least(waited, self.millis(now));
         if !self.stop_waiting() {
@@ -215,8 +216,8 @@ impl Load {
 
     /// The usual time to the beginning of a response, as estimated now; `None` before the first sample
     ///
-    /// A peak EWMA: it rises at once, though by no more than a doubling at a time, and falls with a time constant of 2 s. It
-    /// fades while there are no samples, so that an endpoint that was slow is tried again.
+    /// The mean of the last seconds: an EWMA with a time constant of 2 s, which no single sample more than doubles while it is
+    /// fresh. It fades while there are no samples, so that an endpoint that was slow is tried again.
     pub fn latency(&self, now: Instant) -> Option<Duration> {
         self.latency.read(self.millis(now)).map(|nanos| Duration::from_nanos(nanos as u64))
     }
@@ -349,121 +350,6 @@ fn nanos_to_millis(nanos: u64) -> u32 {
     (nanos / 1_000_000) as u32
 }
 
-/// An estimate of the latency that rises at once and falls slowly: a peak EWMA
-///
-/// Falls as in Finagle's `PeakEwma`: `estimate * w + sample * (1 - w)` with `w = e^(-elapsed / tau)`, and by `w` alone while
-/// there are no samples. Rises to the sample, but no further than to twice the estimate, and that once in 10 ms or in the
-/// estimated time, whichever is longer: one slow answer is chance, as are several that one stall has held up, and those that
-/// come later are news. With Finagle's jump one late wake-up of a client keeps an endpoint out of use for seconds.
-#[derive(Debug, Default)]
-struct Latency {
-    /// See [`pack`].
-    estimate: AtomicU64,
-    /// When it rose last, in milliseconds and one more; zero if never.
-    rose_at: AtomicU32,
-}
-
-/// Finagle and linkerd2-proxy use 10 s, kratos 0.6 s. Two seconds remember an endpoint that is called once a second, and try
-/// one that was ten times slower than the others again after three.
-const TAU: f64 = 2000.0;
-/// See [`Latency`].
-const MOST_RISE: f32 = 2.0;
-/// See [`Latency`]; in milliseconds.
-const RISES_APART: u32 = 10;
-
-impl Latency {
-    fn observe(&self, sample: Duration, now: u32) {
-        let sample = sample.as_nanos() as f32;
-        let rises = unpack(self.estimate.load(Relaxed)).is_some_and(|(known, _)| sample > known);
-        if rises && !self.may_rise(now) {
-            return;
-        }
-        self.update(now, |known, kept| match known {
-            None => sample,
-            // What is old is believed less.
-            Some(known) if sample > known => sample.min(known * MOST_RISE / kept.max(f32::MIN_POSITIVE)),
-            Some(known) => known * kept + sample * (1.0 - kept),
-        });
-    }
-
-    /// Whether it is time for another rise, which is then the caller's to make
-    fn may_rise(&self, now: u32) -> bool {
-        let estimate = unpack(self.estimate.load(Relaxed)).map_or(0, |(known, _)| (known / 1e6) as u32);
-        let rose_at = self.rose_at.load(Relaxed);
-        let since = now.wrapping_add(1).wrapping_sub(rose_at);
-        (rose_at == 0 || since >= estimate.max(RISES_APART))
-            && self.rose_at.compare_exchange(rose_at, now.wrapping_add(1), Relaxed, Relaxed).is_ok()
-    }
-
-    /// A lower bound cannot let the estimate fall
-    fn at_least(&self, bound: Duration, now: u32) {
-        let faded = self.read(now).unwrap_or(0.0);
-        if bound.as_nanos() as f32 > faded {
-            self.observe(bound, now);
-        }
-    }
-
-    fn seed(&self, latency: Duration, now: u32) {
-        let seed = pack(latency.as_nanos() as f32, now);
-        // Only what is unknown: an error is a sample that came first.
-        let _ = self.estimate.compare_exchange(0, seed, Relaxed, Relaxed);
-    }
-
-    fn forget(&self) {
-        self.estimate.store(0, Relaxed);
-    }
-
-    fn last(&self) -> Option<f32> {
-        unpack(self.estimate.load(Relaxed)).map(|(known, _)| known)
-    }
-
-    fn read(&self, now: u32) -> Option<f32> {
-        let (known, at) = unpack(self.estimate.load(Relaxed))?;
-        Some(known * kept(now.wrapping_sub(at)))
-    }
-
-    fn update(&self, now: u32, next: impl Fn(Option<f32>, f32) -> f32) {
-        // An error cannot be: the closure always has a value.
-        let _ = self.estimate.fetch_update(Relaxed, Relaxed, |packed| {
-            let Some((known, at)) = unpack(packed) else { return Some(pack(next(None, 1.0), now)) };
-            Some(pack(next(Some(known), kept(now.wrapping_sub(at))), now))
-        });
-    }
-}
-
-/// Part of an estimate that is left after that many milliseconds: `e^(-elapsed / tau)`
-fn kept(elapsed: u32) -> f32 {
-    /// Halvings in a millisecond, in parts of 2^40.
-    const HALVINGS: u64 = ((1_u64 << 40) as f64 / (TAU * LN_2)) as u64;
-    // Threads that race see each other's future: the last minute before the clock wraps counts as that.
-    if elapsed > u32::MAX - 60_000 { 1.0 } else { half_to_the((u64::from(elapsed) * HALVINGS) >> (40 - 23)) }
-}
-
-/// `2^-halvings`, in parts of 2^23, within 0.4 %; every pick needs it twice, so it has to be fast
-///
-/// Subtracted from a float's bits they divide it by powers of two, and in between on a straight line, which the parabola
-/// through 2^0, 2^0.5 and 2^1 bends into shape.
-fn half_to_the(halvings: u64) -> f32 {
-    const ONE: u64 = 1 << 23;
-    /// In parts of 2^16.
-    const BEND: u64 = ((6.0 - 4.0 * SQRT_2) * 65_536.0) as u64;
-    // Beyond it is nothing, as it were.
-    let line = 127 * ONE - halvings.min(126 * ONE);
-    let rest = line % ONE;
-    let bend = (((rest * (ONE - rest)) >> 23) * BEND) >> 16;
-    f32::from_bits((line - bend) as u32)
-}
-
-/// Nanoseconds and the time of the last update in milliseconds; zero is "unknown", so no estimate is zero
-fn pack(estimate: f32, at: u32) -> u64 {
-    u64::from(estimate.clamp(1.0, 1e18).to_bits()) << 32 | u64::from(at)
-}
-
-fn unpack(packed: u64) -> Option<(f32, u32)> {
-    let estimate = f32::from_bits((packed >> 32) as u32);
-    (packed >> 32 != 0).then_some((estimate, packed as u32))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,24 +391,33 @@ mod tests {
         };
         assert!(near(answer(2 * MS, t0), 2 * MS));
         for _ in 0..20 {
-            assert!(near(answer(100 * MS, t0), 4 * MS), "one stall holds many up");
+            assert!(near(answer(5 * SECOND, t0 + 20 * MS), 4 * MS), "one stall holds many up");
         }
-        let times = [10, 20, 40, 80, 200].map(|millis| t0 + millis * MS);
-        let risen = times.map(|at| answer(100 * MS, at));
-        assert!(near(risen[0], 8 * MS) && near(risen[1], 16 * MS) && near(risen[4], 100 * MS), "{risen:?}");
-        let faded = load.latency(times[4] + Duration::from_millis(2000)).unwrap();
-        assert!(near(Some(faded), Duration::from_secs_f32(0.1 / 1_f32.exp())), "{faded:?}");
+        let seconds = [1, 2, 3, 8].map(|seconds| t0 + seconds * SECOND);
+        let risen = seconds.map(|at| answer(100 * MS, at));
+        assert!(risen[0] < Some(14 * MS), "what is old counts less: {risen:?}");
+        assert!(
+            risen[1] < Some(45 * MS) && risen[2] > Some(50 * MS) && risen[3] > Some(90 * MS),
+            "{risen:?}"
+        );
+        let faded = load.latency(seconds[3] + 2 * SECOND);
+        assert!(near(faded, risen[3].unwrap().div_f32(1_f32.exp())), "{faded:?}");
     }
 
     #[test]
-    fn what_is_kept_falls_as_the_exponential_function_does() {
-        for elapsed in (0..20_000).step_by(7) {
-            let exact = (-f64::from(elapsed) / TAU).exp();
-            let off = f64::from(kept(elapsed)) / exact - 1.0;
-            assert!(off.abs() < 0.004, "{off} after {elapsed} ms");
+    fn the_estimate_is_the_mean_of_the_last_seconds_however_often_calls_are_made() {
+        for (every, calls) in [(MS, 10_000), (10 * MS, 1000), (100 * MS, 100)] {
+            let (load, t0) = load();
+            load.seed(10 * MS, t0);
+            let mut now = t0;
+            for call in 0..calls {
+                now += every;
+                load.start(now);
+                load.answered(Some(if call % 4 == 0 { 6 * MS } else { 2 * MS }), now);
+            }
+            let latency = load.latency(now).unwrap();
+            assert!(latency.abs_diff(3 * MS) < MS / 4, "{latency:?} with one call every {every:?}");
         }
-        assert_eq!((kept(0), kept(u32::MAX)), (1.0, 1.0));
-        assert!(kept(u32::MAX - 60_000) > 0.0);
     }
 
     #[test]
@@ -558,8 +453,8 @@ mod tests {
         load.given_up(MS, t0 + MS);
         assert!(near(load.latency(t0 + MS), 10 * MS));
         load.start(t0);
-        load.given_up(15 * MS, t0 + MS);
-        assert!(near(load.latency(t0 + MS), 15 * MS));
+        load.given_up(15 * MS, t0 + 2 * SECOND);
+        assert!(near(load.latency(t0 + 2 * SECOND), Duration::from_secs_f32(0.015 - 0.005 / 1_f32.exp())));
     }
 
     #[test]

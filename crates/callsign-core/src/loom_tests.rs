@@ -141,21 +141,103 @@ fn a_call_that_waits_may_be_without_an_age_until_the_next_begins_but_is_counted(
     });
 }
 
+/// A call that gets a stream if a trial lets it in; whether it began
+fn begin(load: &Arc<Load>, at: Instant) -> impl FnOnce() -> bool + 'static {
+    let load = Arc::clone(load);
+    move || load.try_start(at, || Some(())).is_some()
+}
+
 #[test]
-fn of_two_samples_that_raise_an_estimate_one_does_and_nothing_in_between() {
+fn of_two_calls_on_trial_one_is_let_in_and_the_other_leaves_no_trace() {
+    model(|| {
+        let t0 = zero();
+        let load = Arc::new(Load::new(t0));
+        load.try_out();
+        let (one, other) = both(begin(&load, t0), begin(&load, t0));
+        assert!(one != other);
+        assert_eq!((load.in_flight(), load.waiting(), load.started()), (1, 1, 1));
+        load.answered(None, t0);
+        assert!(load.lets_in());
+    });
+}
+
+#[test]
+fn who_comes_when_a_trial_call_is_answered_is_let_in_or_finds_room_afterwards() {
+    model(|| {
+        let t0 = zero();
+        let load = Arc::new(Load::new(t0));
+        load.try_out();
+        assert!(begin(&load, t0)());
+        let answered = Arc::clone(&load);
+        let answer = move || {
+            answered.answered(None, t0);
+            true
+        };
+        let (_, is_let_in) = both(answer, begin(&load, t0));
+        assert_eq!((load.waiting(), load.lets_in()), (u32::from(is_let_in), !is_let_in));
+    });
+}
+
+#[test]
+fn a_trial_that_has_failed_stays_over_until_all_are_let_in() {
+    let repeated: [fn(&Load); 2] = [Load::try_out, Load::let_one_more_in];
+    for again in repeated {
+        model(move || {
+            let t0 = zero();
+            let load = Arc::new(Load::new(t0));
+            load.try_out();
+            let (failed, judge) = (Arc::clone(&load), Arc::clone(&load));
+            both(
+                move || {
+                    failed.failed(t0);
+                },
+                move || again(&judge),
+            );
+            assert!(load.is_on_trial() && !load.lets_in());
+            load.let_all_in();
+            assert!(load.lets_in() && !load.is_on_trial());
+        });
+    }
+}
+
+#[test]
+fn who_comes_when_all_are_let_in_is_counted_once_or_not_at_all() {
+    model(|| {
+        let t0 = zero();
+        let load = Arc::new(Load::new(t0));
+        load.try_out();
+        load.failed(t0);
+        let judge = Arc::clone(&load);
+        let let_in = move || {
+            judge.let_all_in();
+            true
+        };
+        let (_, has_begun) = both(let_in, begin(&load, t0));
+        let count = u32::from(has_begun);
+        assert_eq!((load.in_flight(), load.waiting(), load.started()), (count, count, count.into()));
+        assert!(load.lets_in());
+    });
+}
+
+#[test]
+fn of_two_samples_at_the_same_time_one_counts_and_nothing_in_between() {
     model(|| {
         let t0 = zero();
         let load = Arc::new(Load::new(t0));
         load.seed(10 * MS, t0);
+        // The time constant: each would move the estimate by 1 - 1/e.
+        let now = t0 + 2000 * MS;
         let answer = |latency| {
             let load = Arc::clone(&load);
-            move || load.answered(Some(latency), t0)
+            move || load.answered(Some(latency), now)
         };
         load.start(t0);
         load.start(t0);
         both(answer(15 * MS), answer(18 * MS));
-        let latency = load.latency(t0).unwrap();
-        assert!([15 * MS, 18 * MS].iter().any(|sample| latency.abs_diff(*sample) < MS / 100), "{latency:?}");
+        let latency = load.latency(now).unwrap();
+        let moved =
+            [15 * MS, 18 * MS].map(|sample| 10 * MS + (sample - 10 * MS).mul_f32(1.0 - (-1_f32).exp()));
+        assert!(moved.iter().any(|moved| latency.abs_diff(*moved) < MS / 10), "{latency:?}");
     });
 }
 

@@ -45,6 +45,8 @@ mod turns;
 pub(crate) mod fixture;
 #[cfg(test)]
 mod laws;
+#[cfg(test)]
+mod noise;
 
 use std::{
     fmt,

@@ -35,6 +35,8 @@ pub(super) struct Record {
     looked: Instant,
     /// What its load had counted then.
     seen: Seen,
+    /// When a look saw last that calls had begun.
+    called: Option<Instant>,
     silence: Silence,
     /// Calls that wait for reasons of their own: they did so when a PING was answered.
     excused: u32,
@@ -43,7 +45,7 @@ pub(super) struct Record {
     /// Failures, none of them long after the last.
     spell: Option<Spell>,
     pub(super) window: Window,
-    pub(super) recent: Window,
+    recent: Window,
     health: Health,
     /// What its load had counted when it was put out, was put on trial, or has failed since.
     since: Seen,
@@ -110,6 +112,7 @@ impl Record {
         Self {
             looked: now,
             seen,
+            called: None,
             silence: Silence::broken(load.last_latency()),
             excused: 0,
             streak: None,
@@ -184,6 +187,9 @@ impl Record {
         // Who stood still himself blames nobody.
         let step = now.saturating_duration_since(self.looked).min(INTERVAL);
         (self.seen, self.looked) = (seen, now);
+        if seen.started != before.started {
+            self.called = Some(now);
+        }
         self.count(before, now);
         self.follow(load, before, now);
         self.judge_failures(load, now, everybody_is_used);
@@ -283,6 +289,22 @@ impl Record {
         (has_streak || is_failing).then_some(reason)
     }
 
+    /// What is to be said of it when another one's failures in a row are looked at
+    pub(super) fn lately(&self, now: Instant) -> Lately {
+        let is_fine = self.is_fine() && !self.is_silent();
+        Lately { called: self.called, is_fine, recent: self.recent.now(now) }
+    }
+
+    /// Whether it fails far more than others do, or would do as far as anybody knows
+    ///
+    /// Whoever is fine and was not called since this one's failures began may take its calls: policies that do not spread
+    /// calls, and preferred zones, have nobody else to compare with.
+    pub(super) fn is_far_worse_lately(&self, used: &[Lately], now: Instant) -> bool {
+        let Some(streak) = self.streak else { return false };
+        let mut windows: Vec<_> = used.iter().filter_map(|other| other.since(streak, now)).collect();
+        self.recent.is_far_worse_than(&mut windows)
+    }
+
     pub(super) fn put_out(&mut self, reason: Reason, load: &Load, now: Instant) {
         if let Health::Fine(since) = self.health {
             let made_up = now.saturating_duration_since(since).as_secs() / MAKES_UP.as_secs();
@@ -311,6 +333,21 @@ impl Record {
     }
 }
 
+/// What an endpoint did within the last seconds, for comparison
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lately {
+    called: Option<Instant>,
+    is_fine: bool,
+    recent: Option<Window>,
+}
+
+impl Lately {
+    fn since(&self, streak: Spell, now: Instant) -> Option<Window> {
+        let was_called = self.called.is_some_and(|called| called >= streak.since);
+        if was_called || !self.is_fine { self.recent } else { Some(Window::clean(RECENT, now)) }
+    }
+}
+
 /// Successes and failures that fade
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
@@ -323,6 +360,11 @@ pub(super) struct Window {
 impl Window {
     fn new(memory: Duration, at: Instant) -> Self {
         Self { succeeded: 0.0, failed: 0.0, at, memory }
+    }
+
+    /// As of one whose only call was fine
+    fn clean(memory: Duration, at: Instant) -> Self {
+        Self { succeeded: 1.0, failed: 0.0, at, memory }
     }
 
     fn fade(&mut self, now: Instant) {

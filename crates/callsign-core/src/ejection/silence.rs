@@ -12,6 +12,10 @@ const MOST: Duration = Duration::from_secs(5);
 /// Silence is measured against the usual latency. Of our own: a few times is chance.
 const TIMES_USUAL: u32 = 10;
 
+/// After so long without a byte nobody will have asked a peer that minds PINGs: twice
+/// [`KeepAlive`](crate::keepalive::KeepAlive)'s silence. A call has to find out then.
+const UNSURE: Duration = Duration::from_secs(10);
+
 /// Silence, as far as looks have seen it
 #[derive(Debug)]
 pub(super) struct Silence {
@@ -28,6 +32,8 @@ enum Stage {
     Listening,
     /// A PING was asked for, and is on its way for that long.
     Asked(Duration),
+    /// None may be sent, for that long: the connection's own, or whatever else is read, has to tell.
+    Unsure(Duration),
     /// That was not answered, either.
     Out,
 }
@@ -39,7 +45,7 @@ pub(super) enum Verdict {
     Wait,
     /// A PING is to be sent.
     Ask,
-    /// Something was read although no call was answered: it lives.
+    /// Something was read although no call was answered: it lives. Or nobody can tell.
     Lives,
 }
 
@@ -60,7 +66,7 @@ impl Silence {
         self.stage == Stage::Out
     }
 
-    /// A PING is on its way, or was not answered
+    /// A PING is on its way, or cannot be, or was not answered
     pub(super) fn is_suspect(&self) -> bool {
         self.stage != Stage::Listening
     }
@@ -87,13 +93,17 @@ impl Silence {
                 self.wait_longer();
                 return Verdict::Lives;
             }
-            // There is no telling.
-            (_, Probe::Denied) => self.wait_longer(),
+            (Stage::Unsure(ago), Probe::Denied) if ago >= UNSURE => {
+                self.wait_longer();
+                return Verdict::Lives;
+            }
+            (Stage::Unsure(ago), Probe::Denied) => self.stage = Stage::Unsure(ago + step),
+            (_, Probe::Denied) => self.stage = Stage::Unsure(Duration::ZERO),
             (Stage::Asked(ago), Probe::Sent) => {
                 let ago = ago + step;
                 self.stage = if ago >= INTERVAL { Stage::Out } else { Stage::Asked(ago) };
             }
-            (Stage::Asked(_) | Stage::Out, _) => {}
+            (Stage::Asked(_) | Stage::Unsure(_) | Stage::Out, _) => {}
         }
         Verdict::Wait
     }

@@ -116,6 +116,43 @@ fn where_all_are_full_nobody_is_picked() {
 }
 
 #[test]
+fn where_all_are_on_trial_each_gets_one_call_and_then_nobody_does() {
+    for subject in &SUBJECTS {
+        for count in 1..6 {
+            let fleet = Fleet::weighted(&WEIGHTS[..count]);
+            fleet.candidates().iter().for_each(|candidate| candidate.load().try_out());
+            let pick = (subject.planned)(&fleet);
+            let mut random = fastrand::Rng::with_seed(3);
+            for _ in 0..2 {
+                let mut called = vec![0; count];
+                while let Some(index) = pick(&mut Pick::new(&mut random, fleet.zero())) {
+                    fleet.start(index, 1);
+                    called[index] += 1;
+                }
+                assert_eq!(called, vec![1; count], "{}", subject.name);
+                fleet.candidates().iter().for_each(|candidate| candidate.load().untaken());
+            }
+            fleet
+                .candidates()
+                .iter()
+                .for_each(|candidate| assert_eq!(candidate.load().failed(fleet.zero()), 1));
+            assert_eq!(subject.picks(&fleet, 10, 0), [None; 10], "{}: all have failed", subject.name);
+        }
+    }
+}
+
+#[test]
+fn one_on_trial_is_passed_over_while_its_call_waits() {
+    for subject in &SUBJECTS {
+        let fleet = Fleet::weighted(&WEIGHTS);
+        fleet.candidates()[2].load().try_out();
+        fleet.start(2, 1);
+        let picks = subject.picks(&fleet, 1000, 3);
+        assert!(picks.iter().all(|picked| picked.is_some_and(|endpoint| endpoint != 2)), "{}", subject.name);
+    }
+}
+
+#[test]
 fn the_same_chance_makes_the_same_picks() {
     for subject in &SUBJECTS {
         let fleet = Fleet::weighted(&WEIGHTS);
@@ -137,6 +174,19 @@ fn odd_fleet(random: &mut fastrand::Rng) -> Fleet {
             2 => fleet.start(index, 1000),
             3 => load.seed([Duration::ZERO, Duration::MAX][random.usize(..2)], then),
             4 => assert_eq!((0..200).map(|_| load.failed(then)).last(), Some(200)),
+            _ => {}
+        }
+        // On trial: one call is let in, or is there already, or was and has failed.
+        match random.u8(..6) {
+            0 => load.try_out(),
+            1 => {
+                load.try_out();
+                fleet.start(index, 1);
+            }
+            2 => {
+                load.try_out();
+                assert!(load.failed(then) > 0);
+            }
             _ => {}
         }
     }

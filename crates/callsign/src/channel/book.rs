@@ -47,8 +47,8 @@ pub(super) struct Entry {
     /// Whether the last attempt to connect that has ended has failed.
     failing: bool,
     fresh: Freshness,
-    /// Why no call is sent to it although it is ready.
-    ejected: Option<Reason>,
+    /// Why no call is sent to it, as judged when it was ready last: another connection is not another ejection.
+    judged: Option<Reason>,
 }
 
 /// What discovery says of an endpoint, and what the channel makes of that
@@ -94,8 +94,8 @@ impl Book {
                 EndpointState::Ready => entry.failing = false,
                 _ => {}
             }
-            // Judged anew when it is ready again.
-            entry.ejected = None;
+            // Silence was that of the connection, failures are the server's.
+            entry.judged = entry.judged.filter(|reason| *reason != Reason::Silent);
         });
         if event.state == EndpointState::Gone
             && let Some(gone) = self.entries.remove(&event.endpoint)
@@ -155,18 +155,21 @@ impl Book {
     /// Leaves out who is ready and `ejected`, and nobody else
     pub(super) fn eject(&mut self, service: &str, ejected: impl Fn(u64) -> Option<Reason>) {
         let changed = |(&number, entry): (&u64, &Entry)| {
-            let ejected = entry.in_use().and_then(|_| ejected(number));
-            (ejected != entry.ejected).then_some((number, ejected))
+            let ejected = entry.in_use().map(|_| ejected(number))?;
+            (ejected != entry.judged).then_some((number, ejected))
         };
         let changed: Vec<_> = self.entries.iter().filter_map(changed).collect();
         for (number, ejected) in changed {
+            if let Some(reason) = ejected {
+                self.tally.count_ejection(reason);
+            }
             self.change(number, |entry| {
                 let endpoint = &entry.endpoint.address;
                 match ejected {
                     Some(reason) => tracing::info!(service, %endpoint, %reason, "endpoint ejected"),
                     None => tracing::info!(service, %endpoint, "endpoint no longer ejected"),
                 }
-                entry.ejected = ejected;
+                entry.judged = ejected;
             });
         }
     }
@@ -185,7 +188,7 @@ impl Book {
         let near = self.entries.values().filter(near).count();
         let mut sorted = Sorted { near, ..Sorted::default() };
         for entry in self.entries.values() {
-            let side = match entry.ejected {
+            let side = match entry.ejected() {
                 None => &mut sorted.usable,
                 // A call there would wait for its deadline.
                 Some(Reason::Silent) => &mut sorted.silent,
@@ -217,14 +220,14 @@ impl Entry {
     fn new(endpoint: Arc<Endpoint>, metadata: Metadata) -> Self {
         let (standing, state) = (Standing::Listed, EndpointState::Idle);
         let (name, zone) = (endpoint.address.authority().into(), metadata.zone().map(Arc::from));
-        let (sender, cause, failing, ejected) = (None, None, false, None);
+        let (sender, cause, failing, judged) = (None, None, false, None);
         let fresh = Freshness::default();
-        Self { endpoint, metadata, name, zone, standing, state, sender, cause, failing, fresh, ejected }
+        Self { endpoint, metadata, name, zone, standing, state, sender, cause, failing, fresh, judged }
     }
 
     fn standpoint(&self) -> Standpoint {
         let (state, held) = (self.state(), self.is_held());
-        Standpoint { state, held, ejected: self.ejected, failing: self.failing }
+        Standpoint { state, held, ejected: self.ejected().is_some(), failing: self.failing }
     }
 
     fn target(&self) -> Option<Target> {
@@ -244,6 +247,11 @@ impl Entry {
         self.sender.as_ref().filter(|_| self.standing != Standing::Leaving)
     }
 
+    /// Why no call is sent to it although it is ready
+    fn ejected(&self) -> Option<Reason> {
+        self.judged.filter(|_| self.in_use().is_some())
+    }
+
     fn is_held(&self) -> bool {
         self.standing == Standing::Held && self.sender.is_some()
     }
@@ -258,7 +266,7 @@ impl Entry {
         let state = self.state();
         let cause = self.cause.as_deref().filter(|_| state != EndpointState::Ready).map(str::to_owned);
         let address = self.endpoint.address.clone();
-        EndpointUpdate { address, state, held: self.is_held(), ejected: self.ejected, cause }
+        EndpointUpdate { address, state, held: self.is_held(), ejected: self.ejected(), cause }
     }
 
     pub(super) fn is_at(&self, address: &Address) -> bool {
@@ -272,7 +280,7 @@ impl Entry {
         let state = self.state();
         let full = if state == EndpointState::Ready { ", but takes no calls now" } else { "" };
         let held = if self.is_held() { " and held" } else { "" };
-        let ejected = self.ejected.map(|reason| format!(" and ejected ({reason})")).unwrap_or_default();
+        let ejected = self.ejected().map(|reason| format!(" and ejected ({reason})")).unwrap_or_default();
         format!("{} is {state}{held}{ejected}{full}{cause}", self.endpoint.address)
     }
 
@@ -282,7 +290,7 @@ impl Entry {
             address: self.endpoint.address.clone(),
             state: self.state(),
             held: self.is_held(),
-            ejected: self.ejected,
+            ejected: self.ejected(),
             in_flight: load.in_flight(),
             started: load.started(),
             succeeded: load.successes(),

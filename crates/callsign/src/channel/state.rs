@@ -30,7 +30,7 @@ pub enum ChannelState {
 pub(super) struct Standpoint {
     pub(super) state: EndpointState,
     pub(super) held: bool,
-    pub(super) ejected: Option<Reason>,
+    pub(super) ejected: bool,
     /// Whether the last attempt to connect that has ended has failed
     pub(super) failing: bool,
 }
@@ -61,19 +61,20 @@ impl Tally {
             return;
         }
         self.begun = true;
-        let ejected = |standpoint: Option<Standpoint>| standpoint.and_then(|of| of.ejected);
-        if let (None, Some(reason)) = (ejected(before), ejected(after)) {
-            self.gauges.ejected(reason);
-        }
         // First the one more: a count that a reader sees in between is never below zero.
         if let Some(after) = after {
-            self.gauges.change(after.state, after.held, after.ejected.is_some(), true);
+            self.gauges.change(after.state, after.held, after.ejected, true);
             self.promising += usize::from(after.is_promising());
         }
         if let Some(before) = before {
-            self.gauges.change(before.state, before.held, before.ejected.is_some(), false);
+            self.gauges.change(before.state, before.held, before.ejected, false);
             self.promising -= usize::from(before.is_promising());
         }
+    }
+
+    /// The channel has decided to leave an endpoint out
+    pub(super) fn count_ejection(&self, reason: Reason) {
+        self.gauges.ejected(reason);
     }
 
     pub(super) fn state(&self) -> ChannelState {
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     fn at(state: EndpointState, failing: bool) -> Option<Standpoint> {
-        Some(Standpoint { state, held: false, ejected: None, failing })
+        Some(Standpoint { state, held: false, ejected: false, failing })
     }
 
     #[test]

@@ -39,11 +39,36 @@ impl Wish {
         self.0.store(if is_sent { SENT } else { DENIED }, Relaxed);
     }
 
-    /// Something was read
+    /// Something was read, which is as good as an answer
+    ///
+    /// Also to a PING that was not sent: else only the next message would tell that the peer lives, and the calls that bring
+    /// one go elsewhere.
     pub(super) fn on_read(&self) {
-        if self.0.load(Relaxed) == SENT {
+        let state = self.0.load(Relaxed);
+        if state == SENT || state == DENIED {
             // An error means that it was asked for again just now: that is another PING.
-            let _ = self.0.compare_exchange(SENT, ANSWERED, Relaxed, Relaxed);
+            let _ = self.0.compare_exchange(state, ANSWERED, Relaxed, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_answers_a_ping_that_was_sent_or_denied_and_none_that_was_not_come_to() {
+        let wish = Wish::default();
+        wish.on_read();
+        assert_eq!(wish.state(), Probe::Unasked);
+        for is_sent in [true, false] {
+            wish.ask();
+            wish.on_read();
+            assert_eq!(wish.state(), Probe::Asked);
+            wish.settle(is_sent);
+            assert_eq!(wish.state(), if is_sent { Probe::Sent } else { Probe::Denied });
+            wish.on_read();
+            assert_eq!(wish.state(), Probe::Answered);
         }
     }
 }
