@@ -306,6 +306,9 @@ async fn discovery_session_and_registration(recorded: &Recorded) {
     let discover = EtcdDiscover::new(&session, SERVICE).expect("a valid name");
     let view = View::of(discover);
     recorded.until("callsign_discovery_instances", &name, 1.0).await;
+    let standing = |state| [name[0], ("state", state)];
+    recorded.until("callsign_discoveries", &standing("watching"), 1.0).await;
+    assert_eq!(recorded.value("callsign_discoveries", &name), 1.0, "in one state at a time");
     assert_eq!(recorded.value("callsign_discovery_lists_total", &name), 1.0);
     assert_eq!(recorded.value("callsign_discovery_skipped_keys_total", &name), 1.0);
     assert_eq!(recorded.value("callsign_discovery_resumes_total", &name), 0.0);
