@@ -307,6 +307,8 @@ async fn while_all_endpoints_are_new_the_policy_decides_alone() {
 async fn what_cannot_be_set_is_told_before_anything_is_dialled() {
     let builder = || Channel::builder(discover::fixed(["h:1".parse().unwrap()]));
     assert!(matches!(builder().subset(0).build(), Err(SettingsError::Subset)));
+    let no_path = builder().method_timeout("pb.Greeter/SayHello", BOUND).build().unwrap_err();
+    assert!(matches!(&no_path, SettingsError::Method(told) if told == "pb.Greeter/SayHello"), "{no_path}");
     let short = Duration::from_secs(9);
     let refused = builder().keepalive(short).build().unwrap_err();
     assert!(matches!(refused, SettingsError::Keepalive(told) if told == short), "{refused}");
