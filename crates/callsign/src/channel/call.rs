@@ -33,16 +33,24 @@ use crate::{
 };
 
 /// Sends `request` to whichever endpoint takes it, and sends it again where that is safe
-pub(super) async fn call(channel: Arc<Inner>, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let Inner { shared, options, .. } = &*channel;
+pub(super) fn call(
+    channel: Arc<Inner>,
+    request: Request<Body>,
+) -> impl Future<Output = Result<Response<Body>, Status>> + Send {
+    // Now: who polls may be in another span than who calls.
     let span = tracing::debug_span!(
         target: TARGET,
         "call",
-        service = shared.service(),
+        service = channel.shared.service(),
         method = request.uri().path(),
         endpoint = Empty,
         code = Empty
     );
+    call_in(span, channel, request)
+}
+
+async fn call_in(span: Span, channel: Arc<Inner>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let Inner { shared, options, .. } = &*channel;
     let told = grpc_timeout(request.headers());
     let timeout = told.into_iter().chain(options.timeout(request.uri().path())).min();
     let Some(timeout) = timeout else { return Call::new(request, None, options, shared, span).run().await };
