@@ -10,14 +10,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tonic::Code;
-use tracing::Span;
 
 use crate::{
     attention::Attention,
     connection::{self, Closed, Sender},
     instance::Address,
-    metrics::{EndpointMeters, code_name},
+    metrics::EndpointMeters,
     outcome::{Outcome, Verdict},
+    trace::Trace,
 };
 
 /// Where an endpoint stands
@@ -76,7 +76,7 @@ impl Endpoint {
             started: now,
             waiting: true,
             code: Some(Code::Cancelled),
-            span: Span::none(),
+            trace: Trace::default(),
         };
         if !is_let_in {
             in_flight.untaken();
@@ -107,7 +107,7 @@ pub(crate) struct InFlight {
     /// What it is told to have ended with if it is dropped now; `None`: nothing is told.
     code: Option<Code>,
     /// The call's, which is told the same.
-    span: Span,
+    trace: Trace,
 }
 
 impl InFlight {
@@ -117,11 +117,9 @@ impl InFlight {
     }
 
     /// Has the call's span say where it was sent, and in the end what it ended with
-    pub(crate) fn trace(&mut self, span: &Span) {
-        if !span.is_disabled() {
-            span.record("endpoint", tracing::field::display(&self.endpoint.address));
-            self.span = span.clone();
-        }
+    pub(crate) fn trace(&mut self, trace: &Trace) {
+        trace.sent_to(&self.endpoint.address);
+        self.trace = trace.clone();
     }
 
     /// The response has begun; `outcome` if it has ended with that
@@ -172,15 +170,8 @@ impl Drop for InFlight {
         load.finish();
         if let Some(code) = self.code {
             self.endpoint.meters.ended(code);
-            record_code(&self.span, code);
+            self.trace.ended(code);
         }
-    }
-}
-
-/// Has a call's span say what it ended with
-pub(crate) fn record_code(span: &Span, code: Code) {
-    if !span.is_disabled() {
-        span.record("code", code_name(code));
     }
 }
 

@@ -73,6 +73,7 @@ mod deadline;
 mod endpoint;
 mod outcome;
 mod replay;
+mod trace;
 
 mod error;
 

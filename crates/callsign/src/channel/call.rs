@@ -14,58 +14,34 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri, header::USER_AGENT, r
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::{Code, Status, body::Body};
-use tracing::{Span, field::Empty};
+use tracing::field::Empty;
 
 use super::{
-    CallOptions, EndpointAddress, Inner,
+    EndpointAddress, Inner,
     options::{Asked, Options, RequestHeaders},
     ready::Picked,
-    shared::Shared,
 };
 use crate::{
     connection::{Incoming, SendError},
     deadline::far,
-    endpoint::{Endpoint, InFlight, record_code},
+    endpoint::{Endpoint, InFlight},
     error,
     metrics::Replay,
     outcome::{Outcome, code_in},
     replay::Outgoing,
+    trace::Trace,
 };
 
 /// Sends `request` to whichever endpoint takes it, and sends it again where that is safe
+///
+/// The call is made before its future is: what an `async fn` is given has a place of its own there, beside what becomes of it,
+/// and the allocator serves small futures much faster.
 pub(super) fn call(
     channel: Arc<Inner>,
     request: Request<Body>,
 ) -> impl Future<Output = Result<Response<Body>, Status>> + Send {
-    // Now: who polls may be in another span than who calls.
-    let span = tracing::debug_span!(
-        target: TARGET,
-        "call",
-        service = channel.shared.service(),
-        method = request.uri().path(),
-        endpoint = Empty,
-        code = Empty
-    );
-    call_in(span, channel, request)
-}
-
-async fn call_in(span: Span, channel: Arc<Inner>, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let Inner { shared, options, .. } = &*channel;
-    let told = grpc_timeout(request.headers());
-    let timeout = told.into_iter().chain(options.timeout(request.uri().path())).min();
-    let Some(timeout) = timeout else { return Call::new(request, None, options, shared, span).run().await };
-    let now = Instant::now();
-    let told = told.map(|timeout| Told { timeout, deadline: far(now, timeout) });
-    let mut call = Call::new(request, told, options, shared, span);
-    match timeout_at(far(now, timeout), call.run()).await {
-        Ok(result) => result,
-        Err(_) => {
-            let sent_to = call.in_flight.as_ref().map(|call| &**call.endpoint());
-            let status = error::deadline_exceeded(shared.service(), timeout, sent_to);
-            call.end(status.code());
-            Err(status)
-        }
-    }
+    let mut call = Call::new(channel, request);
+    async move { call.run().await }
 }
 
 /// What spans of calls, and the events in them, are filtered by.
@@ -82,34 +58,64 @@ struct Told {
 /// Time a call may have waited without the server being told: less than it takes to get there.
 const UNTOLD: Duration = Duration::from_millis(1);
 
-struct Call<'a> {
-    shared: &'a Shared,
+/// When a call is over, answered or not
+#[derive(Clone, Copy)]
+struct Limit {
+    timeout: Duration,
+    at: Instant,
+}
+
+struct Call {
+    channel: Arc<Inner>,
     outgoing: Outgoing,
     options: Options,
+    limit: Option<Limit>,
     told: Option<Told>,
-    span: Span,
+    trace: Trace,
     /// While the request is sent.
     in_flight: Option<InFlight>,
     /// Whether it is over, or a response body sees to the rest.
     settled: bool,
 }
 
-impl<'a> Call<'a> {
-    fn new(
-        mut request: Request<Body>,
-        told: Option<Told>,
-        options: &CallOptions,
-        shared: &'a Shared,
-        span: Span,
-    ) -> Self {
+impl Call {
+    fn new(channel: Arc<Inner>, mut request: Request<Body>) -> Self {
+        let Inner { shared, options, .. } = &*channel;
+        let trace = Trace::new(tracing::debug_span!(
+            target: TARGET,
+            "call",
+            service = shared.service(),
+            method = request.uri().path(),
+            endpoint = Empty,
+            code = Empty
+        ));
+        let told = grpc_timeout(request.headers());
+        let limit = told.into_iter().chain(options.timeout(request.uri().path())).min();
+        let (limit, told) = match limit {
+            None => (None, None),
+            Some(timeout) => {
+                let now = Instant::now();
+                let told = told.map(|timeout| Told { timeout, deadline: far(now, timeout) });
+                (Some(Limit { timeout, at: far(now, timeout) }), told)
+            }
+        };
         request.headers_mut().insert(USER_AGENT, options.user_agent.clone());
         let options = Options::take(request.extensions_mut());
         let outgoing = Outgoing::new(request);
-        Self { shared, outgoing, options, told, span, in_flight: None, settled: false }
+        Self { channel, outgoing, options, limit, told, trace, in_flight: None, settled: false }
     }
 
     async fn run(&mut self) -> Result<Response<Body>, Status> {
-        let result = self.send().await;
+        let result = match self.limit {
+            None => self.send().await,
+            Some(Limit { timeout, at }) => match timeout_at(at, self.send()).await {
+                Ok(result) => result,
+                Err(_) => {
+                    let sent_to = self.in_flight.as_ref().map(|call| &**call.endpoint());
+                    Err(error::deadline_exceeded(self.channel.shared.service(), timeout, sent_to))
+                }
+            },
+        };
         if let Err(status) = &result {
             self.end(status.code());
         }
@@ -122,8 +128,8 @@ impl<'a> Call<'a> {
         loop {
             let headers = RequestHeaders(self.outgoing.headers());
             let asked = Asked { options: &self.options, headers, avoid };
-            let Picked { mut in_flight, stream } = self.shared.pick(asked).await?;
-            in_flight.trace(&self.span);
+            let Picked { mut in_flight, stream } = self.channel.shared.pick(asked).await?;
+            in_flight.trace(&self.trace);
             let endpoint = Arc::clone(self.in_flight.insert(in_flight).endpoint());
             avoid = Some(endpoint.number);
             if let Err(status) = self.address_to(&endpoint) {
@@ -140,8 +146,8 @@ impl<'a> Call<'a> {
             };
             refused |= reason == Replay::Refused;
             self.take_back();
-            self.shared.meters().replayed(reason);
-            tracing::debug!(target: TARGET, parent: &self.span, endpoint = %endpoint.address, ?reason, "call not taken, sent again");
+            self.channel.shared.meters().replayed(reason);
+            tracing::debug!(target: TARGET, parent: self.trace.id(), endpoint = %endpoint.address, ?reason, "call not taken, sent again");
         }
     }
 
@@ -160,8 +166,8 @@ impl<'a> Call<'a> {
         match self.in_flight.take() {
             Some(in_flight) => in_flight.ended(Outcome::grpc(code)),
             None => {
-                self.shared.meters().untaken(code);
-                record_code(&self.span, code);
+                self.channel.shared.meters().untaken(code);
+                self.trace.ended(code);
             }
         }
     }
@@ -213,7 +219,7 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for Call {
     fn drop(&mut self) {
         // Given up by its caller. If it is in flight, that says so by its own drop.
         if self.in_flight.is_none() {
@@ -330,6 +336,15 @@ fn timeout_value(timeout: Duration) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_future_of_a_call_is_one_that_allocators_serve_from_their_caches() {
+        fn size<T, F>(_: impl Fn(T, Request<Body>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(call);
+        assert!(size <= 1024, "{size} bytes; glibc's cache ends at 1032");
+    }
 
     fn parsed(value: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();

@@ -72,32 +72,43 @@ pub struct ExcludedEndpoint(pub Address);
 #[derive(Debug)]
 pub(super) struct Options {
     pub(super) wait_for_ready: bool,
+    /// Boxed for its size: most calls ask for none.
+    choice: Option<Box<Choice>>,
+}
+
+/// What a call says of its endpoint
+#[derive(Debug)]
+struct Choice {
     key: Option<HashKey>,
     pinned: Option<PinnedEndpoint>,
     excluded: Option<ExcludedEndpoint>,
 }
 
+impl Choice {
+    fn is_any(&self) -> bool {
+        self.key.is_some() || self.pinned.is_some() || self.excluded.is_some()
+    }
+}
+
 impl Options {
     /// Takes the options out of a request's extensions
     pub(super) fn take(extensions: &mut Extensions) -> Self {
-        Self {
-            wait_for_ready: extensions.remove::<WaitForReady>().is_some(),
-            key: extensions.remove(),
-            pinned: extensions.remove(),
-            excluded: extensions.remove(),
-        }
+        let wait_for_ready = extensions.remove::<WaitForReady>().is_some();
+        let (key, pinned, excluded) = (extensions.remove(), extensions.remove(), extensions.remove());
+        let choice = Choice { key, pinned, excluded };
+        Self { wait_for_ready, choice: choice.is_any().then(|| Box::new(choice)) }
     }
 
     pub(super) fn key(&self) -> Option<&[u8]> {
-        self.key.as_ref().map(HashKey::as_bytes)
+        self.choice.as_ref()?.key.as_ref().map(HashKey::as_bytes)
     }
 
     pub(super) fn pinned(&self) -> Option<&Address> {
-        self.pinned.as_ref().map(|PinnedEndpoint(address)| address)
+        self.choice.as_ref()?.pinned.as_ref().map(|PinnedEndpoint(address)| address)
     }
 
     pub(super) fn excluded(&self) -> Option<&Address> {
-        self.excluded.as_ref().map(|ExcludedEndpoint(address)| address)
+        self.choice.as_ref()?.excluded.as_ref().map(|ExcludedEndpoint(address)| address)
     }
 
     /// Whether the caller lets the call go to `address` at all

@@ -408,13 +408,15 @@ impl Shared {
 
     /// Picks an endpoint, waiting for one if need be
     pub(super) async fn pick(&self, asked: Asked<'_>) -> Result<Picked, Status> {
-        match self.ready.load().pick(asked) {
+        let picked = self.ready.load().pick(asked);
+        match picked {
             Ok(picked) => Ok(picked),
             Err(Unpicked::NoneReady) if self.pick_timeout.is_zero() && !asked.options.wait_for_ready => {
                 Err(self.unavailable(asked.options))
             }
             // By the time that there is news, who has handed the call back may take it.
-            Err(_) => self.wait_and_pick(Asked { avoid: None, ..asked }).await,
+            // Boxed for its size: most calls need not wait.
+            Err(_) => Box::pin(self.wait_and_pick(Asked { avoid: None, ..asked })).await,
         }
     }
 
