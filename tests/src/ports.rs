@@ -4,8 +4,9 @@
 //! of an outgoing connection. So it is kept: by a socket that is bound to it and never listens. The system then gives the
 //! port to nobody who asks for any port, and who listens on it by name can.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
+use callsign::Address;
 use tokio::net::TcpSocket;
 
 /// A port that is ours until this is dropped
@@ -45,6 +46,18 @@ impl Port {
     pub fn number(&self) -> u16 {
         self.address().port()
     }
+}
+
+/// Where a server listens that is to have many addresses, of any port
+pub fn everywhere() -> Address {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into()
+}
+
+/// 127.1.x.y: on Linux every address of 127.0.0.0/8 is this machine, so a server that listens [`everywhere`] is as many as
+/// one likes
+pub fn local(number: u16, port: u16) -> Address {
+    let [high, low] = number.to_be_bytes();
+    SocketAddr::from((Ipv4Addr::new(127, 1, high, low), port)).into()
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use callsign_tests::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Request};
+use tonic::{Code, Request, body::Body};
+use tower::Service as _;
 use tracing::Level;
 
 /// For what should take no time
@@ -94,6 +95,15 @@ async fn waiting_for_an_endpoint_takes_the_pick_timeout_or_all_of_the_deadline()
     let status = status.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     assert!((2 * picking..BOUND).contains(&took), "{took:?}");
+}
+
+/// Its stream was cancelled by what would have sent the body
+#[tokio::test]
+async fn a_request_without_a_body_is_sent_and_answered() {
+    let server = Bare::well().await;
+    let request = http::Request::post("/test.Echo/Unary").body(Body::empty()).unwrap();
+    let response = wait::within("the answer", BOUND, over([server.address()]).call(request)).await.unwrap();
+    assert_eq!(response.extensions().get(), Some(&EndpointAddress(server.address())));
 }
 
 #[tokio::test]

@@ -2,24 +2,18 @@
 
 #![cfg(target_os = "linux")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, time::Duration};
 
-use callsign::Address;
 use callsign_tests::{
     channel::{Changes, changing},
     greeter,
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
+    ports::{everywhere, local},
     process, wait,
 };
 use tokio::{runtime::Handle, sync::Mutex, time::interval};
 
-/// Every address of 127.0.0.0/8 is this machine: one listener on all of them is as many servers as one likes.
 const ENDPOINTS: u16 = 1_000;
 
 /// As many as stay at least, so that calls have somewhere to go
@@ -40,12 +34,6 @@ fn used() -> (usize, usize) {
     (Handle::current().metrics().num_alive_tasks(), descriptors)
 }
 
-/// 127.1.x.y, where the server of this port listens too
-fn address(number: u16, port: u16) -> Address {
-    let [high, low] = number.to_be_bytes();
-    SocketAddr::from((Ipv4Addr::new(127, 1, high, low), port)).into()
-}
-
 /// Adds and removes endpoints at random, without an end; all of them are there at first
 async fn churn(changes: Changes, port: u16) {
     let mut there: BTreeSet<u16> = (0..ENDPOINTS).collect();
@@ -54,10 +42,10 @@ async fn churn(changes: Changes, port: u16) {
         tick.tick().await;
         let number = fastrand::u16(..ENDPOINTS);
         if !there.contains(&number) {
-            changes.insert(address(number, port));
+            changes.insert(local(number, port));
             there.insert(number);
         } else if there.len() > LEFT {
-            changes.remove(&address(number, port));
+            changes.remove(&local(number, port));
             there.remove(&number);
         }
     }
@@ -67,14 +55,13 @@ async fn churn(changes: Changes, port: u16) {
 async fn nothing_fails_for(lasting: Duration) {
     let _alone = ALONE.lock().await;
     process::allow_descriptors(4 * u64::from(ENDPOINTS));
-    let everywhere = Address::from(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-    let server = greeter!().listen(&everywhere).start().await;
+    let server = greeter!().listen(&everywhere()).start().await;
     let port = server.address().port();
     let before = used();
 
     let (channel, log, changes) = changing(|builder| builder);
     for number in 0..ENDPOINTS {
-        changes.insert(address(number, port));
+        changes.insert(local(number, port));
     }
     channel.until_ready().await;
     let churning = tokio::spawn(churn(changes, port));

@@ -4,7 +4,9 @@
 
 use std::time::{Duration, Instant};
 
-use callsign::{Address, Channel, EjectionReason, EndpointInfo, EndpointState};
+use callsign::{
+    Address, Channel, EjectionReason, EndpointInfo, EndpointState, discover, policy::LeastRequest,
+};
 use callsign_tests::{
     bare::{Answer, Bare, headers},
     channel::{UpdateLog, over, until_ready},
@@ -133,7 +135,9 @@ async fn an_error_without_a_message_counts_as_its_endpoints_failure() {
 async fn a_proxy_that_answers_at_once_for_a_server_that_is_gone_is_ejected() {
     let proxy = Bare::start(Answer::Page(StatusCode::SERVICE_UNAVAILABLE)).await;
     let well = Bare::well().await;
-    let channel = over([proxy.address(), well.address()]);
+    // By calls in flight alone: the proxy gets its share until it is ejected.
+    let both = discover::fixed([proxy.address(), well.address()]);
+    let channel = Channel::builder(both).policy(LeastRequest::new()).build().expect("valid settings");
     until_ready(&channel, 2).await;
     let ejected = async {
         while info(&channel, &proxy.address()).ejected.is_none() {

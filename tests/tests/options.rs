@@ -2,30 +2,25 @@
 
 use std::{
     collections::HashSet,
-    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use callsign::{
-    Address, Channel, EndpointAddress, EndpointInfo, EndpointState, ExcludedEndpoint, HashKey, Instance,
-    PinnedEndpoint, WaitForReady,
+    Address, Channel, EndpointAddress, ExcludedEndpoint, HashKey, PinnedEndpoint, WaitForReady,
     channel::ChannelBuilder,
     discover::{self, Fixed},
-    policy::{Candidate, LeastRequest, Pick, Policy, RingHash},
+    policy::{Candidate, LeastRequest, Pick, PickFirst, Policy, RingHash},
 };
 use callsign_tests::{
     bare::{Answer, Bare, headers},
-    channel::over,
+    channel::{changing, over, until_ready},
     echo::{Chunk, echo_client::EchoClient},
     peers::Peer,
     scripted::Scripted,
     wait,
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Response, Status};
-use tower::discover::Change;
 
 /// For what should take no time
 const BOUND: Duration = Duration::from_secs(10);
@@ -64,13 +59,6 @@ async fn ready(channel: &Channel, servers: &[&Scripted]) {
     }
 }
 
-/// The same without a call, once as many endpoints are ready
-async fn all_ready(channel: &Channel, count: usize) {
-    let is_ready = |endpoint: &EndpointInfo| endpoint.state == EndpointState::Ready;
-    let all = || channel.endpoints().into_iter().filter(is_ready).count() == count;
-    wait::until("all endpoints are ready", BOUND, || all().then_some(())).await;
-}
-
 /// A call with one option
 async fn call<T>(channel: &Channel, option: T) -> Result<Response<Chunk>, Status>
 where
@@ -100,20 +88,8 @@ where
 
 #[tokio::test]
 async fn a_pinned_call_goes_to_its_endpoint_whatever_the_policy_is() {
-    /// Sends everything to one endpoint.
-    struct First;
-
-    impl Policy for First {
-        type Plan = ();
-
-        fn plan(&self, _: &[Candidate]) {}
-
-        fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
-            candidates.iter().position(|candidate| call.allows(candidate))
-        }
-    }
     let servers = [serving().await, serving().await, serving().await];
-    let channel = builder(servers.iter().map(Scripted::address)).policy(First).build().unwrap();
+    let channel = builder(servers.iter().map(Scripted::address)).policy(PickFirst::new()).build().unwrap();
     for server in &servers {
         for _ in 0..5 {
             let response = call(&channel, PinnedEndpoint(server.address())).await.unwrap();
@@ -167,13 +143,8 @@ async fn a_call_pinned_and_excluded_at_once_says_so() {
 #[tokio::test]
 async fn a_call_waits_for_the_endpoint_that_it_is_pinned_to() {
     let (first, later) = (serving().await, serving().await);
-    let (changes, discover) = mpsc::unbounded_channel();
-    let insert = |address: Address| {
-        let change: Result<_, Infallible> = Ok(Change::Insert(address.clone(), Instance::from(address)));
-        changes.send(change).expect("the channel lives");
-    };
-    let channel = Channel::builder(UnboundedReceiverStream::new(discover)).build().unwrap();
-    insert(first.address());
+    let (channel, _log, changes) = changing(|builder| builder);
+    changes.insert(first.address());
     ready(&channel, &[&first]).await;
     let mut request = Request::new(Chunk::default());
     request.extensions_mut().insert(PinnedEndpoint(later.address()));
@@ -181,7 +152,7 @@ async fn a_call_waits_for_the_endpoint_that_it_is_pinned_to() {
     let mut client = EchoClient::new(channel);
     let mut pinned = Box::pin(client.unary(request));
     wait::assert_waits("a call to an endpoint that is not known", &mut pinned);
-    insert(later.address());
+    changes.insert(later.address());
     let response = wait::within("the pinned call", BOUND, pinned).await.unwrap();
     assert_eq!(*who(&response), later.address());
 }
@@ -217,13 +188,11 @@ async fn a_call_that_excludes_the_only_endpoint_waits_and_says_so() {
 #[tokio::test]
 async fn two_endpoints_with_one_address_are_both_excluded() {
     let (one, other) = (serving().await, serving().await);
-    let (changes, discover) = mpsc::unbounded_channel();
-    for (key, address) in [one.address(), one.address(), other.address()].into_iter().enumerate() {
-        let change: Result<_, Infallible> = Ok(Change::Insert(key, Instance::from(address)));
-        changes.send(change).unwrap();
+    let (channel, _log, changes) = changing(|builder| builder);
+    for (key, server) in [("a:1", &one), ("b:1", &one), ("c:1", &other)] {
+        changes.insert_as(&key.parse().unwrap(), server.address());
     }
-    let channel = Channel::builder(UnboundedReceiverStream::new(discover)).build().unwrap();
-    all_ready(&channel, 3).await;
+    until_ready(&channel, 3).await;
     for _ in 0..20 {
         let response = call(&channel, ExcludedEndpoint(one.address())).await.unwrap();
         assert_eq!(*who(&response), other.address());
@@ -292,7 +261,7 @@ async fn policies_see_the_key_and_the_headers_of_a_call_each_time_it_is_picked_f
     let (refusing, other) = (refusing().await, serving().await);
     let seen = Seen::default();
     let channel = builder([refusing.address(), other.address()]).policy(ByKey(seen.clone())).build().unwrap();
-    all_ready(&channel, 2).await;
+    until_ready(&channel, 2).await;
 
     let mut request = Request::new(Chunk::default());
     request.extensions_mut().insert(HashKey::new(refusing.address().to_string()));
@@ -314,10 +283,11 @@ async fn a_key_goes_to_the_same_endpoint_by_extension_and_by_header_and_in_every
     let mut addresses: Vec<_> = servers.iter().map(Scripted::address).collect();
     let policy = || RingHash::new().header("x-user");
     let one = builder(addresses.clone()).policy(policy()).build().unwrap();
+    // In another order, and with an authority that is the same for all.
     addresses.reverse();
-    let other = builder(addresses).policy(policy()).build().unwrap();
-    all_ready(&one, 3).await;
-    all_ready(&other, 3).await;
+    let other = builder(addresses).authority("hello.internal:80").policy(policy()).build().unwrap();
+    until_ready(&one, 3).await;
+    until_ready(&other, 3).await;
     let mut used = HashSet::new();
     for user in 0..60 {
         let user = format!("user-{user}");

@@ -10,14 +10,16 @@ use callsign::{
     Address, Channel, EndpointAddress, EndpointState, ExcludedEndpoint, Instance, Metadata, PinnedEndpoint,
     channel::SettingsError,
     discover::{self, fixed},
-    policy::{Candidate, Pick, Policy},
+    policy::{Candidate, Pick, PickFirst, Policy},
 };
 use callsign_tests::{
-    channel::{UpdateLog, changing},
+    channel::{UpdateLog, changing, until_ready},
     echo::{Chunk, echo_client::EchoClient},
+    greeter,
     lines::Lines,
     load::greet,
     pb::greeter_client::GreeterClient,
+    ports::{everywhere, local},
     scripted::{Scripted, code},
     service::Local,
     wait,
@@ -66,28 +68,9 @@ impl Policy for Turns {
     }
 }
 
-/// Always the first
-struct First;
-
-impl Policy for First {
-    type Plan = ();
-
-    fn plan(&self, _: &[Candidate]) {}
-
-    fn pick(&self, (): &(), candidates: &[Candidate], call: &mut Pick<'_>) -> Option<usize> {
-        candidates.iter().position(|candidate| call.allows(candidate))
-    }
-}
-
 fn listed(channel: &Channel) -> BTreeSet<Address> {
     let live = channel.endpoints().into_iter().filter(|endpoint| endpoint.state != EndpointState::Draining);
     live.map(|endpoint| endpoint.address).collect()
-}
-
-async fn until_ready(log: &UpdateLog, servers: &[&Local], began: Instant) {
-    for server in servers {
-        log.until(&server.address(), EndpointState::Ready, began, BOUND).await;
-    }
 }
 
 /// How many of `calls` calls each of the servers got
@@ -109,11 +92,11 @@ async fn who_is_not_accepted_is_not_dialled_and_who_no_longer_is_goes() {
     let (channel, log, changes) = changing(|builder| builder.accept(is_wanted));
     changes.insert(version(other, "1"));
     changes.insert(version(wanted, "2"));
-    until_ready(&log, &[wanted], began).await;
+    until_ready(&channel, 1).await;
     assert_eq!(listed(&channel), [wanted.address()].into());
     assert_eq!(log.states(&other.address(), began), []);
     changes.insert(version(other, "2"));
-    until_ready(&log, &[other], began).await;
+    until_ready(&channel, 2).await;
     for _ in 0..3 {
         changes.insert(version(other, "1"));
         log.until(&other.address(), EndpointState::Gone, began, BOUND).await;
@@ -126,19 +109,19 @@ async fn who_is_not_accepted_is_not_dialled_and_who_no_longer_is_goes() {
 
 #[tokio::test]
 async fn a_rule_that_panics_costs_its_instance_and_nothing_else() {
-    let (lines, began) = (Lines::record(), Instant::now());
+    let lines = Lines::record();
     let [sane, mad] = &servers::<2>().await[..] else { panic!("two") };
     let rule = |instance: &Instance| match instance.metadata.version() {
         Some("mad") => panic!("a rule may have mistakes"),
         _ => true,
     };
-    let (channel, log, changes) = changing(|builder| builder.accept(rule));
+    let (channel, _log, changes) = changing(|builder| builder.accept(rule));
     changes.insert(version(mad, "mad"));
     let status = greet(GreeterClient::new(channel.clone()), BOUND).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("none of 1 instances can be used"), "{status:?}");
     changes.insert(version(sane, "1"));
-    until_ready(&log, &[sane], began).await;
+    until_ready(&channel, 1).await;
     assert_eq!(shares(&channel, [sane, mad], 20).await, [20, 0]);
     assert_eq!(lines.at(Level::ERROR).len(), 1, "{:?}", lines.at(Level::ERROR));
 }
@@ -149,10 +132,10 @@ async fn a_rule_may_look_at_the_channel_that_asks() {
     let channel = std::sync::Arc::new(std::sync::OnceLock::<Channel>::new());
     let known = channel.clone();
     let look = move |_: &Instance| known.get().is_none_or(|channel| channel.endpoints().len() < 5);
-    let (made, log, changes) = changing(|builder| builder.accept(look));
+    let (made, _log, changes) = changing(|builder| builder.accept(look));
     assert!(channel.set(made).is_ok());
     changes.insert(server.address());
-    until_ready(&log, &[&server], Instant::now() - BOUND).await;
+    until_ready(channel.get().expect("it is set"), 1).await;
 }
 
 /// Waits until the channel has settled on `size` ready endpoints
@@ -165,33 +148,40 @@ async fn settled(channel: &Channel, size: usize) -> BTreeSet<Address> {
     .await
 }
 
+/// Who was told to have gone into one of these states since then
+fn moved(log: &UpdateLog, since: Instant, states: &[EndpointState]) -> BTreeSet<Address> {
+    let updates = log.updates(since).into_iter().filter(|update| states.contains(&update.state));
+    updates.map(|update| update.address).collect()
+}
+
+#[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_subset_is_connected_to_and_a_change_moves_one_connection_at_most() {
-    let all = servers::<12>().await;
-    let (channel, log, changes) = changing(|builder| builder.subset(4));
-    all.iter().for_each(|server| changes.insert(server.address()));
-    let mut before = settled(&channel, 4).await;
-    for server in &all {
-        let was_chosen = before.contains(&server.address());
-        let since = Instant::now();
-        changes.remove(&server.address());
-        let without = if was_chosen {
-            log.until(&server.address(), EndpointState::Gone, since, BOUND).await;
-            settled(&channel, 4).await
-        } else {
-            before.clone()
-        };
-        changes.insert(server.address());
+async fn of_a_hundred_endpoints_a_subset_of_32_is_connected_to_and_a_change_moves_one_connection_at_most() {
+    const OPENED: &[EndpointState] = &[EndpointState::Connecting];
+    const CLOSED: &[EndpointState] = &[EndpointState::Draining, EndpointState::Gone];
+    let server = greeter!().listen(&everywhere()).start().await;
+    let all: Vec<_> = (0..100).map(|number| local(number, server.address().port())).collect();
+    let (channel, log, changes) = changing(|builder| builder.subset(32));
+    all.iter().for_each(|address| changes.insert(address.clone()));
+    let chosen = settled(&channel, 32).await;
+    assert_eq!(moved(&log, Instant::now() - BOUND, OPENED), chosen, "nobody else was dialled");
+    for address in &all {
+        let (was_chosen, since) = (chosen.contains(address), Instant::now());
+        changes.remove(address);
         if was_chosen {
-            log.until(&server.address(), EndpointState::Ready, since, BOUND).await;
+            log.until(address, EndpointState::Gone, since, BOUND).await;
+            settled(&channel, 32).await;
+            assert_eq!(moved(&log, since, CLOSED), [address.clone()].into());
+            assert_eq!(moved(&log, since, OPENED).len(), 1, "one in its place");
         }
-        let after = settled(&channel, 4).await;
-        assert!(without.difference(&before).count() <= 1, "{before:?} {without:?}");
-        assert_eq!(after, before, "the set is the same");
-        for kept in before.intersection(&without) {
-            assert_eq!(log.states(kept, since), [], "no other connection has moved");
+        let since = Instant::now();
+        changes.insert(address.clone());
+        if was_chosen {
+            log.until(address, EndpointState::Ready, since, BOUND).await;
+            assert_eq!(settled(&channel, 32).await, chosen, "the set is the same");
+            assert_eq!(moved(&log, since, OPENED), [address.clone()].into());
+            assert_eq!(moved(&log, since, CLOSED).len(), 1, "the one that stood in");
         }
-        before = after;
     }
 }
 
@@ -210,13 +200,12 @@ async fn the_first_list_moves_no_subset_to_and_fro_and_holds_nobody() {
 
 #[tokio::test]
 async fn a_zone_takes_all_calls_while_half_of_it_can_be_used() {
-    let began = Instant::now();
     let mut near = servers::<3>().await;
     let far = Local::start().await;
     let (channel, log, changes) = changing(|builder| builder.policy(Turns::default()).zone("eu-1"));
     near.iter().for_each(|server| changes.insert(in_zone(server, "eu-1")));
     changes.insert(in_zone(&far, "us-1"));
-    until_ready(&log, &[&near[0], &near[1], &near[2], &far], began).await;
+    until_ready(&channel, 4).await;
     let calls_to_far = async || {
         let mut got = 0;
         for _ in 0..60 {
@@ -237,12 +226,11 @@ async fn a_zone_takes_all_calls_while_half_of_it_can_be_used() {
 
 #[tokio::test]
 async fn a_call_that_nobody_near_may_take_goes_far() {
-    let began = Instant::now();
     let [near, far] = &servers::<2>().await[..] else { panic!("two") };
-    let (channel, log, changes) = changing(|builder| builder.zone("eu-1"));
+    let (channel, _log, changes) = changing(|builder| builder.zone("eu-1"));
     changes.insert(in_zone(near, "eu-1"));
     changes.insert(in_zone(far, "us-1"));
-    until_ready(&log, &[near, far], began).await;
+    until_ready(&channel, 2).await;
     assert_eq!(shares(&channel, [near, far], 20).await, [20, 0]);
     for wish in [Some(ExcludedEndpoint(near.address())), None] {
         let mut request = Request::new(Chunk::default());
@@ -258,17 +246,16 @@ async fn a_call_that_nobody_near_may_take_goes_far() {
 
 #[tokio::test]
 async fn a_zone_in_which_nobody_is_is_none_until_somebody_is() {
-    let began = Instant::now();
     let [one, other, last] = &servers::<3>().await[..] else { panic!("three") };
-    let (channel, log, changes) = changing(|builder| builder.policy(Turns::default()).zone("eu-1"));
+    let (channel, _log, changes) = changing(|builder| builder.policy(Turns::default()).zone("eu-1"));
     changes.insert(one.address());
     changes.insert(in_zone(other, "us-1"));
-    until_ready(&log, &[one, other], began).await;
+    until_ready(&channel, 2).await;
     assert_eq!(shares(&channel, [one, other], 40).await, [20, 20], "nobody is near");
     changes.insert(in_zone(other, "eu-1"));
     // What comes later is seen later.
     changes.insert(last.address());
-    until_ready(&log, &[last], began).await;
+    until_ready(&channel, 3).await;
     assert_eq!(shares(&channel, [one, other], 20).await, [0, 20]);
 }
 
@@ -294,12 +281,10 @@ async fn an_endpoint_that_has_just_come_takes_its_share_little_by_little() {
 /// The policy's choice made way for the others, which were as new
 #[tokio::test]
 async fn while_all_endpoints_are_new_the_policy_decides_alone() {
-    let began = Instant::now();
     let [first, other] = &servers::<2>().await[..] else { panic!("two") };
     let channel = Channel::builder(fixed([first.address(), other.address()]));
-    let channel = channel.policy(First).slow_start(FOR_EVER).build().unwrap();
-    let log = UpdateLog::new(channel.updates());
-    until_ready(&log, &[first, other], began).await;
+    let channel = channel.policy(PickFirst::new()).slow_start(FOR_EVER).build().unwrap();
+    until_ready(&channel, 2).await;
     assert_eq!(shares(&channel, [first, other], 50).await, [50, 0]);
 }
 
@@ -307,6 +292,8 @@ async fn while_all_endpoints_are_new_the_policy_decides_alone() {
 async fn what_cannot_be_set_is_told_before_anything_is_dialled() {
     let builder = || Channel::builder(discover::fixed(["h:1".parse().unwrap()]));
     assert!(matches!(builder().subset(0).build(), Err(SettingsError::Subset)));
+    let no_path = builder().method_timeout("pb.Greeter/SayHello", BOUND).build().unwrap_err();
+    assert!(matches!(&no_path, SettingsError::Method(told) if told == "pb.Greeter/SayHello"), "{no_path}");
     let short = Duration::from_secs(9);
     let refused = builder().keepalive(short).build().unwrap_err();
     assert!(matches!(refused, SettingsError::Keepalive(told) if told == short), "{refused}");

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use callsign::{
-    Address, Channel, EndpointAddress, EndpointState,
+    Address, Channel, EndpointAddress,
     discover::{Fixed, fixed},
-    policy::{Candidate, Pick, Policy, RingHash},
+    policy::{Candidate, Pick, Policy},
 };
 use callsign_tests::{
     bare::Bare,
-    channel::UpdateLog,
+    channel::until_ready,
     echo::{Chunk, echo_client::EchoClient},
     pb::{HelloRequest, greeter_client::GreeterClient},
     peers::Peer,
@@ -89,46 +89,13 @@ impl Policy for Last {
 
 #[tokio::test]
 async fn a_policy_of_ones_own_picks() {
-    let began = std::time::Instant::now();
     let servers = [Local::start().await, Local::start().await, Local::start().await];
     let addresses = servers.each_ref().map(Local::address);
     let channel = Channel::builder(fixed(addresses.clone())).policy(Last).build().unwrap();
-    let log = UpdateLog::new(channel.updates());
-    for address in &addresses {
-        log.until(address, EndpointState::Ready, began, BOUND).await;
-    }
+    until_ready(&channel, 3).await;
     let mut client = GreeterClient::new(channel);
     for _ in 0..20 {
         let reply = client.say_hello(HelloRequest::default()).await.unwrap();
         assert_eq!(reply.extensions().get(), Some(&EndpointAddress(addresses[2].clone())));
-    }
-}
-
-#[tokio::test]
-async fn clients_agree_on_the_endpoint_of_a_key_whatever_authority_they_set_and_in_whatever_order_they_know_them()
- {
-    let began = std::time::Instant::now();
-    let servers = [Local::start().await, Local::start().await, Local::start().await];
-    let mut addresses = servers.each_ref().map(Local::address);
-    let mut clients = Vec::new();
-    for _ in 0..2 {
-        let builder = Channel::builder(fixed(addresses.clone())).authority("hello.internal:80");
-        let channel = builder.policy(RingHash::new().header("x-user")).build().unwrap();
-        let log = UpdateLog::new(channel.updates());
-        for address in &addresses {
-            log.until(address, EndpointState::Ready, began, BOUND).await;
-        }
-        clients.push(GreeterClient::new(channel));
-        addresses.reverse();
-    }
-    for user in 0..20 {
-        let mut answered = Vec::new();
-        for client in &mut clients {
-            let mut request = tonic::Request::new(HelloRequest::default());
-            request.metadata_mut().insert("x-user", user.into());
-            let reply = client.say_hello(request).await.unwrap();
-            answered.push(reply.extensions().get::<EndpointAddress>().cloned());
-        }
-        assert!(answered[0].is_some() && answered[0] == answered[1], "{answered:?}");
     }
 }

@@ -15,15 +15,17 @@ use callsign_tests::{
     scripted::Scripted,
     wait,
 };
-use tonic::{Code, Request};
+use tonic::{Code, Request, body::Body};
+use tower::Service as _;
 use tracing::{
-    Event, Level, Metadata, Subscriber,
+    Event, Instrument as _, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span::{Attributes, Id, Record},
     subscriber::{DefaultGuard, Interest},
 };
 
 const SERVICE: &str = "hello.rpc";
+const BOUND: Duration = Duration::from_secs(10);
 const TARGET: &str = "callsign::call";
 
 /// The spans of callsign that begin in this thread, until it is dropped
@@ -43,6 +45,8 @@ struct Span {
     fields: Fields,
     /// Messages of the events in it
     events: Vec<String>,
+    /// That it was made in
+    parent: Option<Id>,
     handles: usize,
 }
 
@@ -70,7 +74,11 @@ impl Spans {
     fn record(level: Level) -> Self {
         ask_always();
         let seen = Seen::default();
-        let guard = tracing::subscriber::set_default(Recorder { level, seen: seen.clone() });
+        let guard = tracing::subscriber::set_default(Recorder {
+            level,
+            seen: seen.clone(),
+            entered: Mutex::default(),
+        });
         Self { seen, _guard: guard }
     }
 
@@ -92,6 +100,8 @@ impl Spans {
 struct Recorder {
     level: Level,
     seen: Seen,
+    /// The spans that this thread is in, the innermost last
+    entered: Mutex<Vec<Id>>,
 }
 
 impl Recorder {
@@ -101,8 +111,8 @@ impl Recorder {
     }
 }
 
-fn lock(seen: &Seen) -> MutexGuard<'_, Vec<Span>> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Subscriber for Recorder {
@@ -120,7 +130,8 @@ impl Subscriber for Recorder {
         attributes.record(&mut fields);
         let (name, target, level) = (metadata.name(), metadata.target().to_owned(), *metadata.level());
         let mut seen = lock(&self.seen);
-        seen.push(Span { name, target, level, fields, events: Vec::new(), handles: 1 });
+        let parent = lock(&self.entered).last().filter(|_| attributes.is_contextual()).cloned();
+        seen.push(Span { name, target, level, fields, events: Vec::new(), parent, handles: 1 });
         Id::from_u64(seen.len() as u64)
     }
 
@@ -149,9 +160,13 @@ impl Subscriber for Recorder {
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
-    fn enter(&self, _: &Id) {}
+    fn enter(&self, id: &Id) {
+        lock(&self.entered).push(id.clone());
+    }
 
-    fn exit(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {
+        lock(&self.entered).pop();
+    }
 }
 
 fn client(addresses: impl IntoIterator<Item = callsign::Address>) -> EchoClient<Channel> {
@@ -195,9 +210,12 @@ async fn a_call_that_is_sent_again_has_one_span_with_both_endpoints_and_the_reas
 
     let spans = Spans::record(Level::DEBUG);
     // Whichever of the two is drawn: the refusing one refuses once.
-    while refusing.record().calls().is_empty() {
-        client.unary(Chunk::default()).await.unwrap();
-    }
+    let refused = async {
+        while refusing.record().calls().is_empty() {
+            client.unary(Chunk::default()).await.unwrap();
+        }
+    };
+    wait::within("a call is refused", BOUND, refused).await;
     let seen = spans.seen();
     let (last, others) = seen.split_last().expect("a call was made");
     let [refusing, other] = [refusing.address().to_string(), other.address().to_string()];
@@ -228,12 +246,26 @@ async fn a_call_that_no_endpoint_takes_or_nobody_waits_for_says_so_in_its_span()
     let sent = silent.record().until(|calls| (!calls.is_empty()).then_some(()));
     tokio::select! {
         answer = &mut call => panic!("nobody answers: {answer:?}"),
-        () = wait::within("the call is sent", Duration::from_secs(10), sent) => {}
+        () = wait::within("the call is sent", BOUND, sent) => {}
     }
     drop(call);
     let span = spans.one();
     assert_eq!(span.all("endpoint"), [silent.address().to_string()]);
     assert_eq!(span.all("code"), ["CANCELLED"]);
+}
+
+#[tokio::test]
+async fn a_calls_span_is_a_child_of_the_one_that_it_was_made_in_wherever_it_is_polled() {
+    let server = serving().await;
+    let mut channel = over([server.address()]);
+    let spans = Spans::record(Level::DEBUG);
+    let making = tracing::info_span!(target: "callsign::test", "making");
+    let polling = tracing::info_span!(target: "callsign::test", "polling");
+    let request = http::Request::post("/test.Echo/Unary").body(Body::empty()).unwrap();
+    let call = making.in_scope(|| channel.call(request));
+    call.instrument(polling).await.unwrap();
+    let call = spans.seen().into_iter().find(|span| span.target == TARGET).expect("a span of the call");
+    assert_eq!(call.parent, making.id());
 }
 
 #[tokio::test]

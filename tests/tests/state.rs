@@ -1,12 +1,16 @@
 //! Where a channel stands as a whole
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
-use callsign::{Address, Channel, ChannelState, Instance};
-use callsign_tests::{bare::Bare, channel::over, peers::Peer, scripted::Scripted, wait};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::UnboundedReceiverStream;
-use tower::discover::Change;
+use callsign::ChannelState;
+use callsign_tests::{
+    bare::Bare,
+    channel::{changing, over},
+    peers::Peer,
+    scripted::Scripted,
+    wait,
+};
+use tokio::sync::watch;
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -15,49 +19,37 @@ async fn until(state: &mut watch::Receiver<ChannelState>, expected: ChannelState
     wait::within(&format!("the channel is {expected:?}"), BOUND, reached).await.expect("it says so");
 }
 
-type Changes = mpsc::UnboundedSender<Result<Change<Address, Instance>, Infallible>>;
-
-fn changing() -> (Channel, Changes) {
-    let (changes, discover) = mpsc::unbounded_channel();
-    (Channel::builder(UnboundedReceiverStream::new(discover)).build().expect("valid"), changes)
-}
-
-fn insert(changes: &Changes, address: Address) {
-    let inserted = changes.send(Ok(Change::Insert(address.clone(), address.into())));
-    inserted.expect("the channel lives");
-}
-
 #[tokio::test]
 async fn a_channel_is_ready_while_any_endpoint_is_and_fails_when_all_do() {
-    let (channel, changes) = changing();
+    let (channel, _log, changes) = changing(|builder| builder);
     let mut state = channel.state();
     assert_eq!(*state.borrow(), ChannelState::Connecting, "it has just begun");
     let deaf = Peer::deaf();
-    insert(&changes, deaf.address());
+    changes.insert(deaf.address());
     until(&mut state, ChannelState::TransientFailure).await;
 
     let one = Bare::well().await;
-    insert(&changes, one.address());
+    changes.insert(one.address());
     until(&mut state, ChannelState::Ready).await;
     // A task that is aborted takes its listener and its connections with it.
     drop(one);
     until(&mut state, ChannelState::TransientFailure).await;
 
     let another = Bare::well().await;
-    insert(&changes, another.address());
+    changes.insert(another.address());
     until(&mut state, ChannelState::Ready).await;
 }
 
 #[tokio::test]
 async fn a_channel_whose_endpoints_were_all_removed_fails_until_there_is_one() {
-    let (channel, changes) = changing();
+    let (channel, _log, changes) = changing(|builder| builder);
     let mut state = channel.state();
     let server = Bare::well().await;
-    insert(&changes, server.address());
+    changes.insert(server.address());
     until(&mut state, ChannelState::Ready).await;
-    changes.send(Ok(Change::Remove(server.address()))).unwrap();
+    changes.remove(&server.address());
     until(&mut state, ChannelState::TransientFailure).await;
-    insert(&changes, server.address());
+    changes.insert(server.address());
     until(&mut state, ChannelState::Ready).await;
 }
 

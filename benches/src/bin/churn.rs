@@ -270,11 +270,15 @@ impl Changing {
 }
 
 async fn idle_endpoints(servers: &Servers, count: u16) -> Result<usize> {
-    let before = settled().await?;
+    let (before, used) = (settled().await?, used()?);
     let changing = Changing::start(servers, count).await?;
     let each = (settled().await? - before) / usize::from(count);
     drop(changing);
-    Ok(each)
+    // What is freed late would be missing from the next round's figure.
+    match left(used).await? {
+        [0, 0] => Ok(each),
+        left => Err(format!("tasks and descriptors left: {left:?}").into()),
+    }
 }
 
 struct Churned {

@@ -197,6 +197,9 @@ pub enum SettingsError {
     /// The authority is not `host` or `host:port`
     #[error("the authority {0:?} is not host or host:port")]
     Authority(String),
+    /// The path of a method begins with a slash, as in `/pb.Greeter/SayHello`; no call has this one
+    #[error("the method {0:?} is no path: it has to be like /pb.Greeter/SayHello")]
+    Method(String),
     /// The subset has no members: leave it out to connect to all instances
     #[error("a subset of 0 instances is nobody")]
     Subset,
@@ -257,6 +260,9 @@ impl Settings {
         D::Key: Hash + Eq + Send + Sync + 'static,
         D::Error: Into<BoxError>,
     {
+        if let Some(method) = self.method_timeouts.keys().find(|path| !path.starts_with('/')) {
+            return Err(SettingsError::Method(method.clone()));
+        }
         let options = CallOptions {
             timeout: self.timeout,
             method_timeouts: self.method_timeouts,
@@ -322,7 +328,7 @@ macro_rules! call_settings {
             self
         }
 
-        /// The same for one method, given by its path: `/pb.Greeter/SayHello`
+        /// The same for one method, given by its path: `/pb.Greeter/SayHello`, with the slash at its beginning
         pub fn method_timeout(mut self, path: impl Into<String>, timeout: std::time::Duration) -> Self {
             self.settings.method_timeouts.insert(path.into(), timeout);
             self

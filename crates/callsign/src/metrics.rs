@@ -121,6 +121,8 @@ table! {
         "Endpoints that are ready, and to which no call is sent since they are silent or fail";
     EJECTIONS: Counter of Count, "callsign_ejections_total" ["service" "reason"],
         "Endpoints ejected, by reason: silent, consecutive_failures or success_rate";
+    DISCOVERIES: Gauge of Count, "callsign_discoveries" ["name" "state"],
+        "Services and values that are followed, by state: listing, watching or resuming";
     LISTS: Counter of Count, "callsign_discovery_lists_total" ["name"],
         "Lists read from etcd: the first, and one whenever changes could have been missed";
     RESUMES: Counter of Count, "callsign_discovery_resumes_total" ["name"],

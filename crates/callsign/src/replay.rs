@@ -73,7 +73,8 @@ impl Outgoing {
     /// Begins to send the body, from its beginning, on a new stream; nothing to send is `None`
     pub(crate) fn transmit(&mut self, stream: SendStream<Bytes>) -> Option<Attempt> {
         (self.replay.read, self.replay.sent) = (0, 0);
-        (!self.is_empty()).then_some(Attempt { stream, chunk: None, next: None, ended: false })
+        // Not made in vain: its drop would cancel the stream.
+        (!self.is_empty()).then(|| Attempt { stream, chunk: None, next: None, ended: false })
     }
 
     /// Sends on until the body has ended or must wait

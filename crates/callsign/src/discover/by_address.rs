@@ -19,6 +19,9 @@ pub(super) type Changes = VecDeque<Change<Address, Instance>>;
 /// Instances with one address are one endpoint, shown as the instance with the newest revision: when that leaves, as the
 /// newest of the rest. The endpoint goes when its last instance does. Whenever another instance is shown, or the same with
 /// other content, the endpoint is inserted again.
+///
+/// `h:1` is for whatever its channel speaks, so it stands for `http://h:1` and `https://h:1` as well: a server that registers
+/// in two layouts is one endpoint. Without it those two are endpoints of their own, and each channel takes one of them.
 #[derive(Debug, Default)]
 pub(super) struct ByAddress {
     /// By id
@@ -80,7 +83,11 @@ impl ByAddress {
     }
 
     fn shown(&self, address: &Address) -> Option<&Instance> {
-        self.instances.get(&self.endpoints.get(address)?.shown.1)
+        let endpoint = self.endpoints.get(address)?;
+        if !address.is_bare() && self.endpoints.contains_key(&address.bare()) {
+            return None;
+        }
+        self.instances.get(&endpoint.shown.1)
     }
 
     fn put(&mut self, instance: Instance, before: &mut Before) {
@@ -109,8 +116,17 @@ impl ByAddress {
         }
     }
 
-    /// Keeps what is shown at `address`, unless it was touched before
+    /// Keeps what is shown at `address`, and at those that it may stand for, unless they were touched before
     fn touch(&self, address: &Address, before: &mut Before) {
+        self.keep(address, before);
+        if address.is_bare() {
+            let others =
+                address.with_schemes().into_iter().filter(|other| self.endpoints.contains_key(other));
+            others.for_each(|other| self.keep(&other, before));
+        }
+    }
+
+    fn keep(&self, address: &Address, before: &mut Before) {
         if !before.contains_key(address) {
             before.insert(address.clone(), self.shown(address).cloned());
         }
@@ -269,6 +285,51 @@ mod tests {
         assert_eq!(changes(&mut state, [Update::Reset(second)]), ["+4@4", "-1"]);
         assert_eq!(changes(&mut state, [Update::Reset(vec![])]), ["-2", "-4"]);
         assert!(state.endpoints.is_empty());
+    }
+
+    /// The changes as `+address` and `-address`, schemes included
+    fn schemed(state: &mut ByAddress, updates: impl IntoIterator<Item = Update>) -> Vec<String> {
+        let mut changes = Changes::new();
+        state.apply(updates, &mut changes);
+        let scheme = |address: &Address| match (address.is_http(), address.is_https()) {
+            (true, _) => "http://",
+            (_, true) => "https://",
+            _ => "",
+        };
+        let written = changes.into_iter().map(|change| match change {
+            Change::Insert(key, _) => format!("+{}{key}", scheme(&key)),
+            Change::Remove(key) => format!("-{}{key}", scheme(&key)),
+        });
+        written.collect()
+    }
+
+    fn at(id: &str, address: &str, revision: i64) -> Update {
+        let address = address.parse().unwrap();
+        Update::Put(Instance { id: id.into(), mod_revision: revision, ..Instance::new(address) })
+    }
+
+    #[test]
+    fn a_server_that_is_registered_with_and_without_a_scheme_is_one_endpoint() {
+        let mut state = ByAddress::default();
+        let both = [at("a", "http://h:1", 2), at("b", "h:1", 1)];
+        assert_eq!(schemed(&mut state, both), ["+h:1"]);
+        assert_eq!(schemed(&mut state, [at("a", "http://h:1", 3)]), NOTHING, "registered anew");
+        assert_eq!(schemed(&mut state, [remove("b")]), ["+http://h:1", "-h:1"]);
+        assert_eq!(schemed(&mut state, [at("b", "h:1", 4)]), ["+h:1", "-http://h:1"]);
+        assert_eq!(
+            schemed(&mut state, [remove("a"), at("a", "http://h:1", 5), remove("b")]),
+            ["+http://h:1", "-h:1"]
+        );
+        assert_eq!(schemed(&mut state, [remove("a")]), ["-http://h:1"]);
+    }
+
+    #[test]
+    fn plaintext_and_tls_at_one_port_are_for_the_channel_to_choose_from() {
+        let mut state = ByAddress::default();
+        let both = [at("a", "http://h:1", 1), at("b", "https://h:1", 2)];
+        assert_eq!(schemed(&mut state, both), ["+http://h:1", "+https://h:1"]);
+        assert_eq!(schemed(&mut state, [at("c", "h:1", 3)]), ["+h:1", "-http://h:1", "-https://h:1"]);
+        assert_eq!(schemed(&mut state, [Update::Reset(Vec::new())]), ["-h:1"]);
     }
 
     #[test]

@@ -24,7 +24,8 @@ use crate::{
 /// The endpoints of a service, from etcd: a [`Discover`](tower::discover::Discover) whose key is the address
 ///
 /// Says nothing before the first list is in, never ends and never fails: while etcd is away the last known set stays.
-/// Instances with the same address are one endpoint, shown as the one with the newest `mod_revision`. An insert of a known
+/// Instances with the same address are one endpoint, shown as the one with the newest `mod_revision`; where one is written
+/// without a scheme, those with the same host and port and a scheme are covered by it. An insert of a known
 /// key with another revision means that a server has registered anew under that address, or that the newest instance has
 /// left and another is still there: in a channel it ends a backoff and leaves a connection alone. One with the same revision
 /// changes the metadata only. All who follow one service over one [`Etcd`] share one watch, which ends with the last of them.

@@ -139,7 +139,8 @@ enum Phase {
 
 impl<S: Sink> Follow<S> {
     fn new(lane: Lane, keys: Keys, sink: S, is_listed: bool, state: watch::Sender<DiscoveryState>) -> Self {
-        let meters = DiscoveryMeters::new(sink.name());
+        let mut meters = DiscoveryMeters::new(sink.name());
+        meters.on_state(&state.borrow());
         let (pace, compactions, relist_at) = (Pace::new(), Pace::new(), Instant::now());
         Self { lane, keys, sink, is_listed, state, pace, compactions, relist_at, witness: None, meters }
     }
@@ -284,7 +285,7 @@ impl<S: Sink> Follow<S> {
     }
 
     /// Makes the state visible; logs when the kind of state changes, not when a failure is repeated
-    fn report(&self, state: DiscoveryState) {
+    fn report(&mut self, state: DiscoveryState) {
         use DiscoveryState::{Listing, Resuming, Watching};
         let name = self.sink.name();
         match (&*self.state.borrow(), &state) {
@@ -303,6 +304,7 @@ impl<S: Sink> Follow<S> {
             }
             (_, Listing { cause: None }) => {}
         }
+        self.meters.on_state(&state);
         self.state.send_replace(state);
     }
 }

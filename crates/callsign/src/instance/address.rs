@@ -85,6 +85,24 @@ impl Address {
         self.port == other.port && self.authority == other.authority
     }
 
+    /// Whether the address was written without a scheme: it is for whatever its channel speaks
+    #[cfg(feature = "etcd")]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.scheme.is_none()
+    }
+
+    /// The same host and port without a scheme
+    #[cfg(feature = "etcd")]
+    pub(crate) fn bare(&self) -> Self {
+        Self { scheme: None, ..self.clone() }
+    }
+
+    /// The same host and port with each scheme
+    #[cfg(feature = "etcd")]
+    pub(crate) fn with_schemes(&self) -> [Self; 2] {
+        [Scheme::Http, Scheme::Https].map(|scheme| Self { scheme: Some(scheme), ..self.clone() })
+    }
+
     /// `host:port`, as [`Display`](fmt::Display) shows it
     pub fn authority(&self) -> &str {
         &self.authority

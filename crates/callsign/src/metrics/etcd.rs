@@ -3,11 +3,12 @@
 use metrics::{Counter, SharedString};
 
 use super::{
-    GRANTS, INSTANCES, LISTS, LOGINS_REFUSED, LOSSES, MOVES, Metric, REGISTRATIONS, RESUMES, SESSIONS,
-    SKIPPED, share::Share,
+    DISCOVERIES, GRANTS, INSTANCES, LISTS, LOGINS_REFUSED, LOSSES, MOVES, Metric, REGISTRATIONS, RESUMES,
+    SESSIONS, SKIPPED, share::Share,
 };
 use crate::etcd::{
     SessionState,
+    discovery::DiscoveryState,
     registration::{LossCause, RegistrationState},
 };
 
@@ -98,6 +99,7 @@ impl RegistrationMeters {
 /// What is told of a list and its watch
 #[derive(Debug)]
 pub(crate) struct DiscoveryMeters {
+    standing: Standing,
     lists: Counter,
     resumes: Counter,
 }
@@ -105,7 +107,17 @@ pub(crate) struct DiscoveryMeters {
 impl DiscoveryMeters {
     pub(crate) fn new(name: &str) -> Self {
         let name: SharedString = name.to_owned().into();
-        Self { lists: LISTS.counter([name.clone()]), resumes: RESUMES.counter([name]) }
+        let standing = Standing::new(DISCOVERIES, Some(name.clone()));
+        Self { standing, lists: LISTS.counter([name.clone()]), resumes: RESUMES.counter([name]) }
+    }
+
+    /// Where it stands now
+    pub(crate) fn on_state(&mut self, state: &DiscoveryState) {
+        self.standing.set(Some(match state {
+            DiscoveryState::Listing { .. } => "listing",
+            DiscoveryState::Watching { .. } => "watching",
+            DiscoveryState::Resuming { .. } => "resuming",
+        }));
     }
 
     /// A list was read
