@@ -294,16 +294,16 @@ impl Load {
         Duration::from_nanos(self.unanswered_nanos(self.nanos(now)))
     }
 
-    /// The latency a call now has to reckon with, in nanoseconds: the usual one, or what those who wait have waited already,
-    /// times the penalty for recent failures; never zero and always finite
-    pub(crate) fn expected(&self, now: Instant) -> f32 {
+    /// The latency a call now has to reckon with, times the penalty for recent failures, and what those who wait have waited
+    /// already, in nanoseconds; the first is never zero, and both are finite
+    pub(crate) fn expected(&self, now: Instant) -> (f32, f32) {
         let nanos = self.nanos(now);
-        let usual = self.latency.read(nanos_to_millis(nanos)).unwrap_or(0.0);
-        let expected = usual.max(self.unanswered_nanos(nanos) as f32).max(FLOOR);
-        match self.failures.load(Relaxed) {
-            0 => expected,
-            failures => expected * self.penalty(failures, nanos),
-        }
+        let usual = self.latency.read(nanos_to_millis(nanos)).unwrap_or(0.0).max(FLOOR);
+        let penalty = match self.failures.load(Relaxed) {
+            0 => 1.0,
+            failures => self.penalty(failures, nanos),
+        };
+        (usual * penalty, self.unanswered_nanos(nanos) as f32)
     }
 
     fn unanswered_nanos(&self, now: u64) -> u64 {
@@ -470,12 +470,13 @@ mod tests {
     fn failures_in_a_row_weigh_until_a_success_or_some_seconds_have_passed() {
         let (load, t0) = load();
         load.seed(10 * MS, t0);
-        let healthy = load.expected(t0);
+        let usual = |now| load.expected(now).0;
+        let healthy = usual(t0);
         assert_eq!((load.failed(t0), load.failed(t0)), (1, 2));
-        assert!(load.expected(t0) > 20.0 * healthy);
-        assert!(load.expected(t0 + 10 * SECOND) < 1.1 * healthy);
+        assert!(usual(t0) > 20.0 * healthy);
+        assert!(usual(t0 + 10 * SECOND) < 1.1 * healthy);
         load.succeeded();
-        assert_eq!((load.expected(t0), load.failures_in_a_row()), (healthy, 0));
+        assert_eq!((usual(t0), load.failures_in_a_row()), (healthy, 0));
         assert_eq!((load.successes(), load.failures()), (1, 2));
     }
 
@@ -558,8 +559,9 @@ mod tests {
             load.failed(at);
             // A clock that steps back is possible between threads.
             for now in [t0, at, at + 3600 * SECOND] {
-                let expected = load.expected(now);
-                assert!(expected.is_finite() && expected >= FLOOR, "{expected}");
+                let (usual, waited) = load.expected(now);
+                assert!(usual.is_finite() && usual >= FLOOR, "{usual}");
+                assert!(waited.is_finite() && waited >= 0.0, "{waited}");
             }
         }
     }
