@@ -72,4 +72,5 @@ pub mod scripted;
 
 pub mod matrix;
 
+pub mod stall;
 pub mod wait;

@@ -16,6 +16,7 @@ use callsign_tests::{
     pb::greeter_client::GreeterClient,
     process::Process,
     scripted::Scripted,
+    stall::on_a_steady_machine,
     wait,
 };
 use http::StatusCode;
@@ -77,12 +78,12 @@ async fn one_stands_still(count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_three_stands_still_for_good_and_three_calls_at_most_notice() {
-    one_stands_still(3).await;
+    on_a_steady_machine(|| one_stands_still(3)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_stands_still_for_good_and_three_calls_at_most_notice() {
-    one_stands_still(2).await;
+    on_a_steady_machine(|| one_stands_still(2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

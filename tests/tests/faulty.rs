@@ -18,6 +18,7 @@ use callsign_tests::{
     proxy::Proxy,
     registry,
     service::Manner,
+    stall::on_a_steady_machine,
     wait,
 };
 use tokio::{task::JoinHandle, time::sleep_until};
@@ -94,12 +95,12 @@ async fn black_hole(count: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_most_three_calls_fail_when_one_of_three_servers_is_in_a_black_hole() {
-    black_hole(3).await;
+    on_a_steady_machine(|| black_hole(3)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_most_three_calls_fail_when_one_of_two_servers_is_in_a_black_hole() {
-    black_hole(2).await;
+    on_a_steady_machine(|| black_hole(2)).await;
 }
 
 async fn register(etcd: &EtcdProcess) -> Process {
@@ -137,17 +138,17 @@ async fn stopped(count: usize, another_comes: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_most_three_calls_fail_when_one_of_three_registered_servers_is_stopped_for_good() {
-    stopped(3, false).await;
+    on_a_steady_machine(|| stopped(3, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_most_three_calls_fail_when_one_of_two_registered_servers_is_stopped_for_good() {
-    stopped(2, false).await;
+    on_a_steady_machine(|| stopped(2, false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_server_stays_out_and_a_fourth_one_that_registers_has_its_share() {
-    stopped(3, true).await;
+    on_a_steady_machine(|| stopped(3, true)).await;
 }
 
 /// One of so many servers answers UNAVAILABLE at once, and recovers; so many calls in a hundred may go there
@@ -174,19 +175,19 @@ async fn unavailable(count: usize, policy: impl Policy, percent: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_three_that_answers_unavailable_costs_one_call_in_a_hundred_and_has_its_share_once_recovered()
 {
-    unavailable(3, P2cEwma::new(), 1).await;
+    on_a_steady_machine(|| unavailable(3, P2cEwma::new(), 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_that_answers_unavailable_costs_one_call_in_a_hundred_and_has_its_share_once_recovered() {
-    unavailable(2, P2cEwma::new(), 1).await;
+    on_a_steady_machine(|| unavailable(2, P2cEwma::new(), 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_answers_unavailable_is_left_out_whatever_the_policy() {
     // It does not go by failures: between two looks, 100 ms apart, its turns come as ever. Five of them to be ejected, and one
     // in each trial, with a few more before it is noticed.
-    unavailable(3, RoundRobin::new(), 2).await;
+    on_a_steady_machine(|| unavailable(3, RoundRobin::new(), 2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,7 @@ use callsign_tests::{
     pb::{HelloRequest, greeter_client::GreeterClient},
     process::Process,
     service::who,
+    stall::on_a_steady_machine,
 };
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -32,12 +33,12 @@ async fn two_equal_servers_share(at_a_time: u32) {
 
 #[tokio::test]
 async fn two_equal_servers_share_calls_that_come_one_after_the_other() {
-    two_equal_servers_share(1).await;
+    on_a_steady_machine(|| two_equal_servers_share(1)).await;
 }
 
 #[tokio::test]
 async fn two_equal_servers_share_calls_that_come_sixteen_at_a_time() {
-    two_equal_servers_share(16).await;
+    on_a_steady_machine(|| two_equal_servers_share(16)).await;
 }
 
 #[tokio::test]
