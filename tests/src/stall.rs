@@ -3,7 +3,7 @@
 use std::{future::Future, panic::resume_unwind, time::Duration};
 
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
@@ -13,7 +13,10 @@ const TRIES: u32 = 3;
 /// A machine that stands still for longer lets deadlines of half a second pass by itself
 const STALL: Duration = Duration::from_millis(100);
 
-/// Runs `scenario`, and once more if it fails while this machine stood still for 100 ms: twice at most, and each time it says so
+/// One scenario at a time: beside each other their calls take several times as long, and more are in flight at a fault
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Runs `scenario` beside no other, and once more if it fails while this machine stood still for 100 ms: twice at most, and each time it says so
 ///
 /// For scenarios that allow a few failed calls with deadlines of half a second. What fails on a steady machine has failed.
 ///
@@ -24,6 +27,7 @@ pub async fn on_a_steady_machine<F>(scenario: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let _alone = ALONE.lock().await;
     for more in (0..TRIES).rev() {
         let watch = Watch::start();
         let Err(failed) = tokio::spawn(scenario()).await else { return };
