@@ -173,12 +173,12 @@ impl Ejection {
         let recent: Vec<_> = used.iter().map(|record| record.lately(now)).collect();
         for look in looks {
             let Some(record) = self.records.get_mut(&look.endpoint) else { continue };
-            let is_worse = match record.suspicion(look.load) {
-                Some(Reason::ConsecutiveFailures) => record.is_far_worse_lately(&recent, now),
-                Some(_) => record.window.is_far_worse_than(&mut windows),
-                None => false,
+            let Some(reason) = record.suspicion(look.load) else { continue };
+            let is_worse = match reason {
+                Reason::ConsecutiveFailures => record.is_far_worse_lately(&recent, now),
+                _ => record.window.is_far_worse_than(&mut windows),
             };
-            if let Some(reason) = record.suspicion(look.load).filter(|_| is_worse) {
+            if is_worse {
                 record.put_out(reason, look.load, now);
             }
         }

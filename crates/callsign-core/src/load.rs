@@ -138,12 +138,10 @@ impl Load {
     /// if calls take as long anyway
     pub fn given_up(&self, waited: Duration, now: Instant) {
         self.latency.at_least(waited, self.millis(now));
-        if !self.stop_waiting() {
-            self.heard();
-        }
+        self.untaken();
     }
 
-    /// The call was not taken: it says nothing of the latency
+    /// The call does not wait any more, and says nothing of the latency: it was not taken
     pub fn untaken(&self) {
         if !self.stop_waiting() {
             self.heard();

@@ -37,9 +37,9 @@ impl Outcome {
         }
     }
 
-    /// What the head of a response says, unless the rest is still to say it
-    pub(crate) fn of_head(head: &Parts) -> Option<Self> {
-        match code_in(&head.headers) {
+    /// What the head of a response says, with the status [`stated`](code_in) in it, unless the rest is still to say it
+    pub(crate) fn of_head(stated: Option<Code>, head: &Parts) -> Option<Self> {
+        match stated {
             Some(code) => Some(Self::grpc(code)),
             None => (!is_grpc(head)).then(|| Self::http(head.status)),
         }
@@ -100,6 +100,10 @@ mod tests {
         response.body(()).unwrap().into_parts().0
     }
 
+    fn of_head(head: &Parts) -> Option<Outcome> {
+        Outcome::of_head(code_in(&head.headers), head)
+    }
+
     #[test]
     fn a_status_of_http_has_the_code_that_grpc_maps_it_to() {
         for (status, code) in [
@@ -114,7 +118,7 @@ mod tests {
             (302, Code::Unknown),
             (500, Code::Unknown),
         ] {
-            let outcome = Outcome::of_head(&head(status, &[])).unwrap();
+            let outcome = of_head(&head(status, &[])).unwrap();
             let may_be_the_callers = matches!(status, 401 | 403);
             let verdict = if may_be_the_callers { Verdict::Nothing } else { Verdict::Failure };
             assert_eq!(outcome, Outcome { code, verdict }, "{status}");
@@ -123,11 +127,11 @@ mod tests {
 
     #[test]
     fn a_status_of_grpc_counts_whatever_http_says_and_a_response_of_grpc_is_yet_to_end() {
-        let stated = Outcome::of_head(&head(503, &[("grpc-status", "5")]));
+        let stated = of_head(&head(503, &[("grpc-status", "5")]));
         assert_eq!(stated, Some(Outcome::grpc(Code::NotFound)));
-        assert_eq!(Outcome::of_head(&head(200, &[])), None);
-        assert_eq!(Outcome::of_head(&head(200, &[("content-type", "application/grpc+proto")])), None);
-        let page = Outcome::of_head(&head(200, &[("content-type", "text/html")])).unwrap();
+        assert_eq!(of_head(&head(200, &[])), None);
+        assert_eq!(of_head(&head(200, &[("content-type", "application/grpc+proto")])), None);
+        let page = of_head(&head(200, &[("content-type", "text/html")])).unwrap();
         assert_eq!((page.code, page.verdict), (Code::Unknown, Verdict::Failure));
     }
 

@@ -11,18 +11,17 @@ use super::{Candidate, Pick, Policy};
 /// The key is what the caller says ([`Pick::key`]), else the value of a [header](Self::header), else a random one. It is
 /// hashed to a point on a ring on which each endpoint has entries in proportion to its weight, and the next entry on the
 /// ring takes the call, or the next after it whose endpoint allows it. So an endpoint that leaves moves its own keys and no
-/// others, each to another endpoint, and they return with it, as long as each endpoint keeps its number of entries (below). As
-/// `ring_hash` of gRFC A42 and A76: XXH64 with seed 0, of
-/// the endpoint's name with `_` and the entry's number.
+/// others, each to another endpoint, and they return with it, as long as each endpoint keeps its number of entries (below).
+/// As `ring_hash` of gRFC A42 and A76: XXH64 with seed 0, of the endpoint's name with `_` and the entry's number.
 ///
-/// An endpoint has 128 entries, or 128 for each time that its weight holds the greatest common divisor of all weights: shares of
-/// keys are then fair within some tenth. While the ring would have more than 16 384 entries, everybody has half as many, and nobody
-/// less than one. (A42 scales all entries whenever the number of endpoints changes, which moves keys of all of them.) A pick
-/// is a binary search.
+/// An endpoint has 128 entries, or 128 for each time that its weight holds the greatest common divisor of all weights: shares
+/// of keys are then fair within some tenth. While the ring would have more than 16 384 entries, everybody has half as many,
+/// and nobody less than one. (A42 scales all entries whenever the number of endpoints changes, which moves keys of all of
+/// them.) A pick is a binary search.
 ///
 /// So a change that crosses that bound, as from 128 equal endpoints to 129, or that changes the greatest common divisor of the
-/// weights, moves keys of the others as well: half of them where numbers halve or double, more with other factors. There is no hysteresis, since clients that came to the same set
-/// in different ways have to agree.
+/// weights, moves keys of the others as well: half of them where numbers halve or double, more with other factors. There is
+/// no hysteresis, since clients that came to the same set in different ways have to agree.
 ///
 /// Of endpoints with the same name, each has entries of its own, in the order in which they became known.
 #[derive(Clone, Debug, Default)]

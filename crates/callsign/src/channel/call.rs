@@ -195,7 +195,7 @@ impl Call {
         let mut in_flight = self.in_flight.take();
         self.settled = true;
         let stated = code_in(&parts.headers);
-        let outcome = Outcome::of_head(&parts);
+        let outcome = Outcome::of_head(stated, &parts);
         let is_foreign = stated.is_none() && outcome.is_some();
         let ends = incoming.is_end_stream();
         let outcome = outcome.or_else(|| ends.then(|| Outcome::grpc(Code::Unknown)));
