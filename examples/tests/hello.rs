@@ -97,6 +97,8 @@ async fn registries_see_each_other_come_and_go() {
     }
     let both = |line: &str| line.contains("10.0.0.1:80") && line.contains("10.0.0.2:80");
     line(&mut seen, "both", both).await;
+    // From its first list on, it hears a ctrl-c.
+    line(&mut said, "both", both).await;
     ctrl_c(&mut second).await;
     line(&mut said, "the last callback", |line| line == "deregistered").await;
     line(&mut seen, "itself alone", |line| line == "hello.rpc: 10.0.0.1:80").await;

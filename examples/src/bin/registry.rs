@@ -7,7 +7,7 @@
 //! etcd is the cluster named by `CALLSIGN_ETCD` (hosts, login, TLS: see the README), else 127.0.0.1:2379. Start several of them with
 //! different addresses and watch them see each other; ctrl-c ends one.
 
-use std::{error::Error, net::SocketAddr};
+use std::{error::Error, net::SocketAddr, pin::pin};
 
 use callsign::{Address, Etcd, EtcdOptions, Registration};
 use lexopt::prelude::*;
@@ -35,13 +35,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // Watch: the next list is an `await`, and stopping is a drop. (`etcd.watch` alone gives the single changes.)
     let mut lists = etcd.watch(&service)?.snapshots();
+    // One wait for all rounds, and asked before the lists: a ctrl-c while a list is printed counts too.
+    let mut stop = pin!(tokio::signal::ctrl_c());
     loop {
         tokio::select! {
+            biased;
+            stop = &mut stop => break stop?,
             Some(instances) = lists.next() => {
                 let shown: Vec<_> = instances.iter().map(|instance| instance.address.to_string()).collect();
                 println!("{service}: {}", shown.join(", "));
             }
-            stop = tokio::signal::ctrl_c() => break stop?,
         }
     }
     drop(lists);
