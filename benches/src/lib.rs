@@ -10,6 +10,9 @@ use std::{
 };
 
 use etcd_client::Client;
+use tonic::{Request, Response, Status};
+
+use self::pb::{HelloReply, HelloRequest, greeter_server::Greeter};
 
 /// What can go wrong ends the program
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -72,6 +75,38 @@ impl Drop for Real {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A process that ends with its owner
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to end.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The greeting service, generated
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+pub mod pb {
+    tonic::include_proto!("pb");
+}
+
+/// Greets with the name that it was given, at once
+#[derive(Clone, Copy, Debug)]
+pub struct Hello;
+
+#[tonic::async_trait]
+impl Greeter for Hello {
+    async fn say_hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> std::result::Result<Response<HelloReply>, Status> {
+        Ok(Response::new(HelloReply { message: request.into_inner().name }))
     }
 }
 

@@ -84,6 +84,18 @@ impl Scripted {
         Self { address, record, task }
     }
 
+    /// Refuses the first call of each connection, and answers no other
+    pub async fn refusing() -> Self {
+        Self::start(|_, peer| async move {
+            peer.settings(None).await;
+            let stream = peer.headers(0).await;
+            peer.end(stream).await;
+            peer.refuse(stream).await;
+            peer.closed().await;
+        })
+        .await
+    }
+
     /// Where it listens
     pub fn address(&self) -> Address {
         self.address.clone()
@@ -331,14 +343,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_call_was_sent_and_not_processed() {
-        let server = Scripted::start(|_, peer| async move {
-            peer.settings(None).await;
-            let stream = peer.headers(0).await;
-            peer.end(stream).await;
-            peer.refuse(stream).await;
-            peer.closed().await;
-        })
-        .await;
+        let server = Scripted::refusing().await;
         unary(&client(&server), "first").await.unwrap().unwrap_err();
         assert_eq!((server.record().times_sent("first"), server.record().times_processed("first")), (1, 0));
     }

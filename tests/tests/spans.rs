@@ -194,14 +194,7 @@ async fn a_call_has_one_span_that_says_what_was_called_where_and_how_it_ended() 
 
 #[tokio::test]
 async fn a_call_that_is_sent_again_has_one_span_with_both_endpoints_and_the_reason_in_it() {
-    let refusing = Scripted::start(|_, peer| async move {
-        peer.settings(None).await;
-        let stream = peer.headers(0).await;
-        peer.end(stream).await;
-        peer.refuse(stream).await;
-        peer.closed().await;
-    })
-    .await;
+    let refusing = Scripted::refusing().await;
     let other = serving().await;
     let mut client = client([refusing.address(), other.address()]);
     let mut pinned = Request::new(Chunk::default());

@@ -10,24 +10,17 @@ use std::{
     fmt::Write as _,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use callsign_benches::{
+    Hello, Running,
+    pb::{HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer},
+};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinSet};
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status, body::Body, client::GrpcService, transport};
-
-use self::pb::{
-    HelloReply, HelloRequest,
-    greeter_client::GreeterClient,
-    greeter_server::{Greeter, GreeterServer},
-};
-
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
-mod pb {
-    tonic::include_proto!("pb");
-}
+use tonic::{Status, body::Body, client::GrpcService, transport};
 
 const ENDPOINTS: usize = 4;
 const CONCURRENCIES: [usize; 3] = [1, 16, 128];
@@ -70,18 +63,6 @@ fn runtime(cpu: &str, workers: &str) -> Result<Runtime> {
         cpus::pin_to(cpu.parse()?)?;
     }
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(workers.parse()?).enable_all().build()?)
-}
-
-struct Hello;
-
-#[tonic::async_trait]
-impl Greeter for Hello {
-    async fn say_hello(
-        &self,
-        request: Request<HelloRequest>,
-    ) -> std::result::Result<Response<HelloReply>, Status> {
-        Ok(Response::new(HelloReply { message: request.into_inner().name }))
-    }
 }
 
 async fn serve() -> Result<()> {
@@ -199,17 +180,6 @@ fn compare(rounds: usize, millis: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Ends the process with its owner
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn spawn(

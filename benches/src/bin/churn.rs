@@ -20,14 +20,17 @@ use std::{
     io::{BufRead as _, BufReader},
     net::{Ipv4Addr, SocketAddr},
     pin::Pin,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use callsign::{Address, Channel, EndpointState, Instance};
-use callsign_benches::{Result, allow_descriptors, median};
+use callsign_benches::{
+    Hello, Result, Running, allow_descriptors, median,
+    pb::{HelloRequest, greeter_client::GreeterClient, greeter_server::GreeterServer},
+};
 use h2::client::{self, SendRequest};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::{
@@ -37,22 +40,8 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 use tokio_stream::{StreamExt as _, wrappers::UnboundedReceiverStream};
-use tonic::{
-    Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::transport::{Server, server::TcpIncoming};
 use tower::discover::Change;
-
-use self::pb::{
-    HelloReply, HelloRequest,
-    greeter_client::GreeterClient,
-    greeter_server::{Greeter, GreeterServer},
-};
-
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
-mod pb {
-    tonic::include_proto!("pb");
-}
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -88,18 +77,6 @@ fn main() -> Result<()> {
     }
 }
 
-struct Hello;
-
-#[tonic::async_trait]
-impl Greeter for Hello {
-    async fn say_hello(
-        &self,
-        request: Request<HelloRequest>,
-    ) -> std::result::Result<Response<HelloReply>, Status> {
-        Ok(Response::new(HelloReply { message: request.into_inner().name }))
-    }
-}
-
 async fn serve() -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
     println!("{}", listener.local_addr()?.port());
@@ -109,7 +86,7 @@ async fn serve() -> Result<()> {
 
 /// The server's process; killed when dropped
 struct Servers {
-    child: Child,
+    child: Running,
     port: u16,
 }
 
@@ -117,9 +94,9 @@ impl Servers {
     fn start() -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let child = command.arg("serve").stdout(Stdio::piped()).spawn()?;
-        let mut servers = Self { child, port: 0 };
+        let mut servers = Self { child: Running(child), port: 0 };
         let mut line = String::new();
-        BufReader::new(servers.child.stdout.take().expect("stdout is piped")).read_line(&mut line)?;
+        BufReader::new(servers.child.0.stdout.take().expect("stdout is piped")).read_line(&mut line)?;
         servers.port = line.trim().parse()?;
         Ok(servers)
     }
@@ -128,14 +105,6 @@ impl Servers {
     fn at(&self, number: u16) -> SocketAddr {
         let [high, low] = number.to_be_bytes();
         SocketAddr::from((Ipv4Addr::new(127, 1, high, low), self.port))
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
