@@ -1,16 +1,19 @@
 //! One connection: limits of streams that change, attempts that are kept apart, and no task for a unary call
 
 use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use callsign::{Channel, EndpointState};
 use callsign_tests::{
-    channel::{UpdateLog, over},
+    channel::{UpdateLog, over, until_ready},
     echo::{Chunk, echo_client::EchoClient},
     matrix::{Gate, MATRIX},
     peers,
@@ -53,6 +56,64 @@ async fn a_unary_call_of_a_megabyte_has_no_task_of_its_own() {
     };
     assert!(sent > 1_000_000, "{sent}");
     assert_eq!(most, before, "tasks while the call is in flight");
+}
+
+/// Accepts one connection, and says how many reads it takes until so many requests have come in whole; answers none
+fn count_reads(listener: &TcpListener, requests: usize) -> std::io::Result<usize> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let (mut peer, _) = listener.accept()?;
+    peer.write_all(&SETTINGS)?;
+    let (mut received, mut chunk) = (Vec::new(), vec![0; 1 << 20]);
+    let mut reads = 0;
+    loop {
+        let before = ended(&received);
+        match peer.read(&mut chunk)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            read => received.extend_from_slice(&chunk[..read]),
+        }
+        let ended = ended(&received);
+        reads += usize::from(ended > before);
+        if ended == requests {
+            return Ok(reads);
+        }
+    }
+}
+
+/// How many streams a client that said this has ended
+fn ended(bytes: &[u8]) -> usize {
+    const PREFACE: usize = 24;
+    let (mut ended, mut bytes) = (0, bytes.get(PREFACE..).unwrap_or_default());
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let Some(rest) = rest.get(length..) else { break };
+        // DATA with END_STREAM.
+        ended += usize::from(head[3] == 0 && head[4] & 1 != 0);
+        bytes = rest;
+    }
+    ended
+}
+
+// One worker: that the callers are ready at the same time is then certain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn calls_that_are_made_at_the_same_time_leave_together() {
+    const CALLS: usize = 40;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let channel = over([listener.local_addr().unwrap().into()]);
+    // A thread, which reads while the worker is busy.
+    let server = thread::spawn(move || count_reads(&listener, CALLS));
+    until_ready(&channel, 1).await;
+    let calls = tokio::spawn(async move {
+        let call = |_| {
+            let mut client = EchoClient::new(channel.clone());
+            tokio::spawn(async move { client.unary(Chunk::default()).await })
+        };
+        (0..CALLS).map(call).collect::<Vec<_>>()
+    });
+    let calls = calls.await.unwrap();
+    let count = tokio::task::spawn_blocking(|| server.join().unwrap());
+    let reads = wait::within("the requests arrive", BOUND, count).await.unwrap().unwrap();
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+    assert!(reads <= 4, "{CALLS} requests came in {reads} pieces");
 }
 
 #[tokio::test]

@@ -140,6 +140,7 @@ async fn handshake(address: &Address, config: &Config, io: Io) -> Result<(Connec
         outbox: Mutex::new(Outbox { send: Some(send), calls: 0 }),
         closed: watch::Sender::new(None),
         answered: AtomicBool::new(false),
+        unsent: AtomicBool::new(false),
         wish: Wish::default(),
         waiters: Arc::clone(&config.waiters),
         waker: AtomicWaker::new(),
@@ -352,6 +353,8 @@ struct Shared {
     closed: watch::Sender<Option<Closed>>,
     /// Whether a response has ever begun.
     answered: AtomicBool,
+    /// Whether a call was handed to h2 since the driver last let go first who is ready.
+    unsent: AtomicBool,
     wish: Wish,
     /// Calls that wait for a stream, on this connection or another of their channel.
     waiters: Arc<Waiters>,
@@ -392,6 +395,7 @@ impl Shared {
         // A clone for each call: near the limit h2 makes a handle wait for its last stream. We count streams ourselves,
         // and a new handle knows of no stream to wait for.
         let mut send = self.outbox().open().ok_or(SendError::NotSent)?;
+        self.unsent.store(true, Ordering::Relaxed);
         let opened = send.send_request(call.head(), call.is_empty());
         // Connection or request: only a connection that is finished says so again.
         opened.map_err(|error| match poll_now(&mut send) {
