@@ -1,13 +1,13 @@
-//! One connection: limits of streams that change, attempts that are kept apart, and no task for a unary call
+//! One connection: limits of streams that change, attempts that are kept apart, requests that leave together, and no task for a
+//! unary call
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
-    net::TcpListener,
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,10 @@ use callsign_tests::{
     scripted::{Peer, Scripted, code},
     wait,
 };
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    task::{JoinHandle, spawn_blocking},
+};
 
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -58,23 +61,33 @@ async fn a_unary_call_of_a_megabyte_has_no_task_of_its_own() {
     assert_eq!(most, before, "tasks while the call is in flight");
 }
 
-/// Accepts one connection, and says how many reads it takes until so many requests have come in whole; answers none
-fn count_reads(listener: &TcpListener, requests: usize) -> std::io::Result<usize> {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    let (mut peer, _) = listener.accept()?;
-    peer.write_all(&SETTINGS)?;
-    let (mut received, mut chunk) = (Vec::new(), vec![0; 1 << 20]);
-    let mut reads = 0;
-    loop {
-        let before = ended(&received);
-        match peer.read(&mut chunk)? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            read => received.extend_from_slice(&chunk[..read]),
-        }
-        let ended = ended(&received);
-        reads += usize::from(ended > before);
-        if ended == requests {
-            return Ok(reads);
+/// Reads what a client says, and answers no call
+struct Reader {
+    peer: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Reader {
+    fn accept(listener: &TcpListener) -> io::Result<Self> {
+        const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let (mut peer, _) = listener.accept()?;
+        peer.write_all(&SETTINGS)?;
+        Ok(Self { peer, received: Vec::new() })
+    }
+
+    /// In how many pieces more requests come in, until there are so many of them
+    fn pieces_until(mut self, requests: usize) -> io::Result<(Self, usize)> {
+        let (mut chunk, mut pieces) = (vec![0; 1 << 20], 0);
+        loop {
+            let before = ended(&self.received);
+            if before == requests {
+                return Ok((self, pieces));
+            }
+            match self.peer.read(&mut chunk)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => self.received.extend_from_slice(&chunk[..read]),
+            }
+            pieces += usize::from(ended(&self.received) > before);
         }
     }
 }
@@ -93,27 +106,28 @@ fn ended(bytes: &[u8]) -> usize {
     ended
 }
 
-// One worker: that the callers are ready at the same time is then certain.
+// One worker: the callers are ready at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn calls_that_are_made_at_the_same_time_leave_together() {
     const CALLS: usize = 40;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let channel = over([listener.local_addr().unwrap().into()]);
-    // A thread, which reads while the worker is busy.
-    let server = thread::spawn(move || count_reads(&listener, CALLS));
+    let reader = spawn_blocking(move || Reader::accept(&listener));
     until_ready(&channel, 1).await;
-    let calls = tokio::spawn(async move {
-        let call = |_| {
-            let mut client = EchoClient::new(channel.clone());
-            tokio::spawn(async move { client.unary(Chunk::default()).await })
-        };
-        (0..CALLS).map(call).collect::<Vec<_>>()
-    });
-    let calls = calls.await.unwrap();
-    let count = tokio::task::spawn_blocking(|| server.join().unwrap());
-    let reads = wait::within("the requests arrive", BOUND, count).await.unwrap().unwrap();
-    calls.iter().for_each(tokio::task::JoinHandle::abort);
-    assert!(reads <= 4, "{CALLS} requests came in {reads} pieces");
+    let reader = reader.await.unwrap().unwrap();
+    let call = move |_| {
+        let mut client = EchoClient::new(channel.clone());
+        tokio::spawn(async move { client.unary(Chunk::default()).await })
+    };
+    // The first call of all wakes the pool, too; and from here on no call is alone on the connection.
+    let first = call(0);
+    let reader = spawn_blocking(|| reader.pieces_until(1));
+    let (reader, _) = wait::within("the first request", BOUND, reader).await.unwrap().unwrap();
+    let reader = spawn_blocking(|| reader.pieces_until(1 + CALLS));
+    let calls = tokio::spawn(async move { (0..CALLS).map(call).collect::<Vec<_>>() });
+    let (_, pieces) = wait::within("all requests", BOUND, reader).await.unwrap().unwrap();
+    calls.await.unwrap().iter().chain([&first]).for_each(JoinHandle::abort);
+    assert!(pieces <= 2, "{CALLS} requests came in {pieces} pieces");
 }
 
 #[tokio::test]
