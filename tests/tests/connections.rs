@@ -2,8 +2,7 @@
 //! unary call
 
 use std::{
-    io::{self, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    io::{self, Read as _},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -21,6 +20,8 @@ use callsign_tests::{
     wait,
 };
 use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpListener,
     runtime::Handle,
     task::{JoinHandle, spawn_blocking},
 };
@@ -63,15 +64,18 @@ async fn a_unary_call_of_a_megabyte_has_no_task_of_its_own() {
 
 /// Reads what a client says, and answers no call
 struct Reader {
-    peer: TcpStream,
+    /// Read by a thread, also while the runtime is busy.
+    peer: std::net::TcpStream,
     received: Vec<u8>,
 }
 
 impl Reader {
-    fn accept(listener: &TcpListener) -> io::Result<Self> {
+    async fn accept(listener: TcpListener) -> io::Result<Self> {
         const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-        let (mut peer, _) = listener.accept()?;
-        peer.write_all(&SETTINGS)?;
+        let (mut peer, _) = listener.accept().await?;
+        peer.write_all(&SETTINGS).await?;
+        let peer = peer.into_std()?;
+        peer.set_nonblocking(false)?;
         Ok(Self { peer, received: Vec::new() })
     }
 
@@ -110,11 +114,10 @@ fn ended(bytes: &[u8]) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn calls_that_are_made_at_the_same_time_leave_together() {
     const CALLS: usize = 40;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let channel = over([listener.local_addr().unwrap().into()]);
-    let reader = spawn_blocking(move || Reader::accept(&listener));
-    until_ready(&channel, 1).await;
-    let reader = reader.await.unwrap().unwrap();
+    let (reader, ()) = tokio::join!(Reader::accept(listener), until_ready(&channel, 1));
+    let reader = reader.unwrap();
     let call = move |_| {
         let mut client = EchoClient::new(channel.clone());
         tokio::spawn(async move { client.unary(Chunk::default()).await })

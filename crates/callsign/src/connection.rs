@@ -5,6 +5,7 @@
 //! is paused accepts connections and preface alike, so nothing less proves that somebody is there.
 
 mod body;
+mod company;
 mod dial;
 mod driver;
 mod io;
@@ -17,7 +18,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -140,7 +141,7 @@ async fn handshake(address: &Address, config: &Config, io: Io) -> Result<(Connec
         outbox: Mutex::new(Outbox { send: Some(send), calls: 0 }),
         closed: watch::Sender::new(None),
         answered: AtomicBool::new(false),
-        unsent: AtomicBool::new(false),
+        unsent: AtomicU32::new(0),
         wish: Wish::default(),
         waiters: Arc::clone(&config.waiters),
         waker: AtomicWaker::new(),
@@ -353,8 +354,8 @@ struct Shared {
     closed: watch::Sender<Option<Closed>>,
     /// Whether a response has ever begun.
     answered: AtomicBool,
-    /// Whether a call was handed to h2 since the driver last let go first who is ready.
-    unsent: AtomicBool,
+    /// Requests that were handed to h2 since the driver last polled it.
+    unsent: AtomicU32,
     wish: Wish,
     /// Calls that wait for a stream, on this connection or another of their channel.
     waiters: Arc<Waiters>,
@@ -395,7 +396,7 @@ impl Shared {
         // A clone for each call: near the limit h2 makes a handle wait for its last stream. We count streams ourselves,
         // and a new handle knows of no stream to wait for.
         let mut send = self.outbox().open().ok_or(SendError::NotSent)?;
-        self.unsent.store(true, Ordering::Relaxed);
+        self.unsent.fetch_add(1, Ordering::Relaxed);
         let opened = send.send_request(call.head(), call.is_empty());
         // Connection or request: only a connection that is finished says so again.
         opened.map_err(|error| match poll_now(&mut send) {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     Closed, Shared,
+    company::Company,
     io::Io,
     tap::{News, Tap},
 };
@@ -36,8 +37,7 @@ pub(crate) struct Driver {
     /// For the watchdog and, once `closing`, for the end. Idle connections have none.
     timer: Option<Pin<Box<Sleep>>>,
     closing: bool,
-    /// Whether it has put itself behind the tasks that are ready, and has yet to be polled again.
-    made_way: bool,
+    company: Company,
 }
 
 /// Time for GOAWAY and FIN to leave, or for what a peer sent before it hung up to come in.
@@ -51,26 +51,10 @@ impl Driver {
         shared: Arc<Shared>,
         keep_alive: KeepAlive,
     ) -> Self {
-        let (watchdog, limit) = (Watchdog::new(keep_alive), h2.max_concurrent_send_streams());
+        let (watchdog, company) = (Watchdog::new(keep_alive), Company::default());
+        let limit = h2.max_concurrent_send_streams();
         shared.allow(limit);
-        Self { h2, news, ping_pong, shared, watchdog, limit, timer: None, closing: false, made_way: false }
-    }
-
-    /// Whether other callers that are ready now go first, so that their requests leave in one write with those at hand
-    ///
-    /// tokio runs a task that was woken last before all others, so that each request would be a write of its own. Once
-    /// at most before h2 is polled: a request waits for one round of the tasks that are ready, and no longer.
-    fn makes_way(&mut self, cx: &mut Context<'_>) -> bool {
-        let unsent = self.shared.unsent.load(Ordering::Relaxed);
-        // Who is alone has nobody to wait for.
-        self.made_way = unsent && !self.made_way && self.shared.streams.open() > 1;
-        if self.made_way {
-            // Behind all that is ready: the task is woken while it runs.
-            cx.waker().wake_by_ref();
-        } else if unsent {
-            self.shared.unsent.store(false, Ordering::Relaxed);
-        }
-        self.made_way
+        Self { h2, news, ping_pong, shared, watchdog, limit, timer: None, closing: false, company }
     }
 
     fn on_news(&mut self, cx: &mut Context<'_>) {
@@ -181,10 +165,17 @@ impl Future for Driver {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         this.shared.waker.register(cx.waker());
-        if this.makes_way(cx) {
+        let unsent = this.shared.unsent.load(Ordering::Relaxed) > 0;
+        if unsent && this.shared.streams.open() > 1 && this.company.is_awaited() {
+            // Behind all that is ready: the task is woken while it runs.
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let ended = Pin::new(&mut this.h2).poll(cx);
+        if unsent {
+            // After the poll: a request that comes meanwhile goes sooner, and not later, than it might.
+            this.company.left(this.shared.unsent.swap(0, Ordering::Relaxed));
+        }
         this.on_news(cx);
         if let Poll::Ready(result) = ended {
             let cause = result.err().map_or_else(|| "closed by the peer".into(), |error| error.to_string());
