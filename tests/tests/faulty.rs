@@ -192,6 +192,10 @@ async fn whoever_answers_unavailable_is_left_out_whatever_the_policy() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_all_fail_calls_still_go_to_all_and_succeed_as_soon_as_they_have_recovered() {
+    on_a_steady_machine(all_fail_and_recover).await;
+}
+
+async fn all_fail_and_recover() {
     let mut servers = start(3).await;
     let channel = over(servers.iter().map(Process::address));
     until_ready(&channel, 3).await;

@@ -16,7 +16,9 @@ use callsign_tests::{
     load::{Load, Pace, greet},
     pb::greeter_client::GreeterClient,
     process::Process,
-    registry, wait,
+    registry,
+    stall::on_a_steady_machine,
+    wait,
 };
 
 const SERVICE: &str = "hello.rpc";
@@ -143,7 +145,13 @@ async fn in_a_mixed_fleet_both_kinds_of_client_are_served_by_both_kinds_of_serve
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_go_zero_server_costs_our_channel_at_most_the_calls_in_flight_and_its_key_expires() {
-    let Some(go) = go!() else { return };
+    if go!().is_some() {
+        on_a_steady_machine(killed).await;
+    }
+}
+
+async fn killed() {
+    let go = go!().expect("it was there");
     let etcd = registry::etcd().await;
     let mut killed = go.server(SERVICE, &etcd.endpoint()).listening().await;
     let living = go.server(SERVICE, &etcd.endpoint()).listening().await;
@@ -156,7 +164,7 @@ async fn a_killed_go_zero_server_costs_our_channel_at_most_the_calls_in_flight_a
     let expired = Instant::now() + GO_ZERO_TTL + Duration::from_secs(2);
     let address = killed.address();
     let lost = log.until_lost(&address, before, BOUND).await;
-    let load = loading.await.unwrap();
+    let load = loading.await.expect("no call panics");
     let at = address.to_string();
     assert!(load.share(&at, load.calls[0].started, before) > 0.0, "it served before");
     for call in load.failed() {

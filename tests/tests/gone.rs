@@ -55,11 +55,16 @@ async fn assert_leaves_nothing(scenario: impl Future<Output = ()>) {
     scenario.await;
     let dropped = Instant::now();
     let mut now = left();
-    while now != before && dropped.elapsed() < BOUND {
+    let is_more = |now: &Left| now.tasks > before.tasks || now.descriptors > before.descriptors;
+    while is_more(&now) && dropped.elapsed() < BOUND {
         tokio::time::sleep(Duration::from_millis(20)).await;
         now = left();
     }
-    assert_eq!(now, before, "still there {BOUND:?} after the last handle was dropped");
+    // What others have left until now may end meanwhile.
+    assert!(
+        !is_more(&now),
+        "still there {BOUND:?} after the last handle was dropped: {now:?}, before: {before:?}"
+    );
 }
 
 /// More than before, or the counting counts nothing

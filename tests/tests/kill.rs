@@ -12,7 +12,9 @@ use callsign_tests::{
     load::{Pace, greet},
     pb::greeter_client::GreeterClient,
     process::Process,
-    registry, wait,
+    registry,
+    stall::on_a_steady_machine,
+    wait,
 };
 use tokio::time::{sleep, sleep_until};
 
@@ -38,6 +40,10 @@ async fn connect(etcd: &EtcdProcess, servers: [&Process; 2]) -> (EtcdChannel, Up
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_costs_a_few_calls_in_flight_and_has_its_share_again_a_second_after_its_key() {
+    on_a_steady_machine(killed_and_back).await;
+}
+
+async fn killed_and_back() {
     let etcd = registry::etcd().await;
     let (mut one, two) = (start(&etcd).await, start(&etcd).await);
     let address = one.address();
@@ -66,17 +72,17 @@ async fn a_killed_server_costs_a_few_calls_in_flight_and_has_its_share_again_a_s
     }
     .await;
 
-    let load = load.await.unwrap();
+    let load = load.await.expect("no call panics");
     assert_eq!(load.calls.len(), Pace::FULL.calls() as usize);
     let failed = load.failed();
     assert!(failed.len() <= 5, "{load}");
     for call in &failed {
         assert!(call.started <= lost, "picked {:?} after the loss was reported: {load}", call.started - lost);
-        let status = call.result.as_ref().unwrap_err();
+        let status = call.result.as_ref().expect_err("it failed");
         assert!(status.message().contains(&at), "the message names the endpoint: {status:?}");
     }
     let [from, to] = [1, 4].map(|seconds| appeared + Duration::from_secs(seconds));
-    let last = load.calls.last().unwrap().started;
+    let last = load.calls.last().expect("there were calls").started;
     assert!(last >= to, "the load ended too early to tell: {:?} after the key appeared", last - appeared);
     let share = load.share(&at, from, to);
     assert!(share >= 0.25, "share of the restarted server in seconds 1 to 4: {share}");
@@ -107,6 +113,10 @@ async fn a_server_that_was_long_away_is_dialled_as_soon_as_it_has_registered_ane
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_while_both_servers_are_replaced_one_after_the_other() {
+    on_a_steady_machine(replaced).await;
+}
+
+async fn replaced() {
     let etcd = registry::etcd().await;
     let old = [start(&etcd).await, start(&etcd).await];
     registry::until_registered(&etcd, SERVICE, BOUND, |all| all.len() == 2).await;
@@ -127,9 +137,9 @@ async fn no_call_fails_while_both_servers_are_replaced_one_after_the_other() {
     }
     let replaced = Instant::now();
 
-    let load = load.await.unwrap();
+    let load = load.await.expect("no call panics");
     load.assert_none_failed(Pace::FULL);
-    let end = load.calls.last().unwrap().started;
+    let end = load.calls.last().expect("there were calls").started;
     assert!(end > replaced + Duration::from_secs(1), "the load ended too early to tell");
     for server in &new {
         let share = load.share(&server.address().to_string(), replaced, end);

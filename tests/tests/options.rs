@@ -7,7 +7,8 @@ use std::{
 };
 
 use callsign::{
-    Address, Channel, EndpointAddress, ExcludedEndpoint, HashKey, PinnedEndpoint, WaitForReady,
+    Address, Channel, EndpointAddress, EndpointInfo, EndpointState, ExcludedEndpoint, HashKey,
+    PinnedEndpoint, WaitForReady,
     channel::ChannelBuilder,
     discover::{self, Fixed},
     policy::{Candidate, LeastRequest, Pick, PickFirst, Policy, RingHash},
@@ -54,6 +55,9 @@ fn builder(addresses: impl IntoIterator<Item = Address>) -> ChannelBuilder<Fixed
 /// Waits until these servers are ready, by a call that is pinned to each
 async fn ready(channel: &Channel, servers: &[&Scripted]) {
     for server in servers {
+        // It may take longer to connect than a pick may take.
+        let is = |one: &EndpointInfo| one.address == server.address() && one.state == EndpointState::Ready;
+        wait::until("it is ready", BOUND, || channel.endpoints().iter().any(is).then_some(())).await;
         let pinned = call(channel, PinnedEndpoint(server.address()));
         wait::within("a pinned call", BOUND, pinned).await.expect("it is answered");
     }
@@ -90,6 +94,7 @@ where
 async fn a_pinned_call_goes_to_its_endpoint_whatever_the_policy_is() {
     let servers = [serving().await, serving().await, serving().await];
     let channel = builder(servers.iter().map(Scripted::address)).policy(PickFirst::new()).build().unwrap();
+    until_ready(&channel, 3).await;
     for server in &servers {
         for _ in 0..5 {
             let response = call(&channel, PinnedEndpoint(server.address())).await.unwrap();

@@ -321,7 +321,7 @@ async fn leaving_is_confirmed_by_the_lease_alone_when_the_other_way_is_stuck() {
     proxy.until_made(2).await;
     let (left, took) = wait::timed(registration.deregister()).await;
     left.unwrap();
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(took < Duration::from_millis(1900), "{took:?}");
     assert_eq!(etcd.leases().await, NO_LEASES);
 }
 

@@ -539,6 +539,20 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_stood_still_after_its_ping_has_yet_to_read_the_answer() {
+        let mut scene = Scene::new(2);
+        scene.start(1);
+        scene.looks(2);
+        assert_eq!(scene.asked, [1]);
+        scene.probes[1] = Probe::Sent;
+        scene.now += SECOND;
+        scene.judge();
+        assert_eq!(scene.out(), [0; 0]);
+        scene.looks(1);
+        assert_eq!(scene.out(), [1]);
+    }
+
+    #[test]
     fn looks_in_quick_succession_make_no_silence_longer() {
         let mut scene = Scene::new(2);
         scene.start(1);

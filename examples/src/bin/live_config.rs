@@ -8,7 +8,7 @@
 //! The first one greets, the second one changes how, and ends. `etcdctl put config/hello '{"greeting":"Hi","every_ms":200}'`
 //! does the same. etcd is the cluster named by `CALLSIGN_ETCD` (hosts, login, TLS: see the README), else 127.0.0.1:2379.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, pin::pin, time::Duration};
 
 use callsign::{Etcd, EtcdOptions};
 use lexopt::prelude::*;
@@ -40,6 +40,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut config = Config::default();
     let mut live = etcd.watch_value::<Config>(KEY)?;
+    let pause = |config: &Config| tokio::time::sleep(Duration::from_millis(config.every_ms.max(10)));
+    // One pause for all rounds: changes, however often they come, put no greeting off.
+    let mut pausing = pin!(pause(&config));
     loop {
         tokio::select! {
             Some(value) = live.next() => match value {
@@ -49,7 +52,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 // A typing error in etcd changes nothing either.
                 Err(error) => println!("{error}; going on as before"),
             },
-            () = tokio::time::sleep(Duration::from_millis(config.every_ms.max(10))) => println!("{}!", config.greeting),
+            () = &mut pausing => {
+                println!("{}!", config.greeting);
+                pausing.set(pause(&config));
+            }
         }
     }
 }

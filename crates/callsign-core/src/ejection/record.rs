@@ -185,7 +185,10 @@ impl Record {
             return false;
         }
         // Who stood still himself blames nobody.
-        let step = now.saturating_duration_since(self.looked).min(INTERVAL);
+        let elapsed = now.saturating_duration_since(self.looked);
+        let step = elapsed.min(INTERVAL);
+        // Nor has he had the time to read what came meanwhile.
+        let to_answer = if elapsed < 2 * INTERVAL { step } else { step / 2 };
         (self.seen, self.looked) = (seen, now);
         if seen.started != before.started {
             self.called = Some(now);
@@ -194,7 +197,7 @@ impl Record {
         self.follow(load, before, now);
         self.judge_failures(load, now, everybody_is_used);
         let unanswered = (waiting > self.excused).then(|| load.unanswered(now));
-        self.judge_silence(look, before, unanswered, step)
+        self.judge_silence(look, before, unanswered, [step, to_answer])
     }
 
     fn judge_silence(
@@ -202,7 +205,7 @@ impl Record {
         look: &Look<'_>,
         before: Seen,
         unanswered: Option<Duration>,
-        step: Duration,
+        [step, to_answer]: [Duration; 2],
     ) -> bool {
         let was_out = self.silence.is_out();
         let was_answered = self.seen.answers != before.answers;
@@ -216,7 +219,7 @@ impl Record {
             // They have given up.
             self.silence.go_on(step, step);
         }
-        let verdict = self.silence.judge(look.probe, step);
+        let verdict = self.silence.judge(look.probe, to_answer);
         if verdict == Verdict::Lives {
             look.load.heard();
             self.excused = look.load.waiting();
