@@ -9,14 +9,14 @@ use tokio::{
 };
 
 /// How often a scenario is tried
-const TRIES: u32 = 3;
+const TRIES: u32 = 5;
 /// A machine that stands still for longer lets deadlines of half a second pass by itself
 const STALL: Duration = Duration::from_millis(100);
 
 /// One scenario at a time: beside each other their calls take several times as long, and more are in flight at a fault
 static ALONE: Mutex<()> = Mutex::const_new(());
 
-/// Runs `scenario` beside no other, and once more if it fails while this machine stood still for 100 ms: twice at most, and each time it says so
+/// Runs `scenario` beside no other, and once more if it fails while this machine stood still for 100 ms: four times at most, and each time it says so
 ///
 /// For scenarios that allow a few failed calls with deadlines of half a second. What fails on a steady machine has failed.
 ///
