@@ -84,14 +84,23 @@ impl Scripted {
         Self { address, record, task }
     }
 
-    /// Refuses the first call of each connection, and answers no other
+    /// Answers every call
+    pub async fn serving() -> Self {
+        Self::start(|_, peer| async move {
+            peer.settings(None).await;
+            peer.serve().await;
+        })
+        .await
+    }
+
+    /// Refuses the first call of each connection, unseen by its application, and answers all others
     pub async fn refusing() -> Self {
         Self::start(|_, peer| async move {
             peer.settings(None).await;
             let stream = peer.headers(0).await;
             peer.end(stream).await;
             peer.refuse(stream).await;
-            peer.closed().await;
+            peer.serve().await;
         })
         .await
     }
@@ -322,11 +331,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answered_call_is_recorded_with_its_body() {
-        let server = Scripted::start(|_, peer| async move {
-            peer.settings(None).await;
-            peer.serve().await;
-        })
-        .await;
+        let server = Scripted::serving().await;
         let client = client(&server);
         let large = [b"large".as_slice(), &[b'x'; 500_000]].concat();
         for payload in [Bytes::from_static(b"small"), large.into()] {

@@ -164,14 +164,6 @@ async fn a_limit_of_streams_that_is_raised_lets_the_next_call_go() {
     assert_eq!(server.record().calls().iter().map(|call| call.open).collect::<Vec<_>>(), [1, 2]);
 }
 
-async fn serving() -> Scripted {
-    Scripted::start(|_, peer| async move {
-        peer.settings(None).await;
-        peer.serve().await;
-    })
-    .await
-}
-
 /// A channel over both, once both are ready
 async fn channel_over(servers: [&Scripted; 2]) -> Channel {
     let began = Instant::now();
@@ -206,7 +198,7 @@ async fn a_server_that_allows_no_streams_gets_calls_only_once_it_allows_some() {
         }
     })
     .await;
-    let other = serving().await;
+    let other = Scripted::serving().await;
     let mut client = EchoClient::new(channel_over([&shy, &other]).await);
     assert_all_go_to(&mut client, &other).await;
     assert_eq!(shy.record().calls().len(), 0);
@@ -235,7 +227,7 @@ async fn a_limit_of_streams_that_is_lowered_counts_what_is_open() {
         }
     })
     .await;
-    let other = serving().await;
+    let other = Scripted::serving().await;
     let channel = channel_over([&full, &other]).await;
     // One call after the other, until one is held.
     let mut client = EchoClient::new(channel.clone());

@@ -28,26 +28,6 @@ const BOUND: Duration = Duration::from_secs(10);
 /// Not the default, so that it cannot be taken for that
 const PICKING: Duration = Duration::from_millis(300);
 
-async fn serving() -> Scripted {
-    Scripted::start(|_, peer| async move {
-        peer.settings(None).await;
-        peer.serve().await;
-    })
-    .await
-}
-
-/// A server that refuses its first call, unseen by its application, and answers all others
-async fn refusing() -> Scripted {
-    Scripted::start(|_, peer| async move {
-        peer.settings(None).await;
-        let stream = peer.headers(0).await;
-        peer.end(stream).await;
-        peer.refuse(stream).await;
-        peer.serve().await;
-    })
-    .await
-}
-
 fn builder(addresses: impl IntoIterator<Item = Address>) -> ChannelBuilder<Fixed> {
     Channel::builder(discover::fixed(addresses)).pick_timeout(PICKING).name("hello.rpc")
 }
@@ -92,7 +72,7 @@ where
 
 #[tokio::test]
 async fn a_pinned_call_goes_to_its_endpoint_whatever_the_policy_is() {
-    let servers = [serving().await, serving().await, serving().await];
+    let servers = [Scripted::serving().await, Scripted::serving().await, Scripted::serving().await];
     let channel = builder(servers.iter().map(Scripted::address)).policy(PickFirst::new()).build().unwrap();
     until_ready(&channel, 3).await;
     for server in &servers {
@@ -105,7 +85,7 @@ async fn a_pinned_call_goes_to_its_endpoint_whatever_the_policy_is() {
 
 #[tokio::test]
 async fn a_pinned_call_that_was_refused_is_sent_to_the_same_endpoint_again() {
-    let (refusing, other) = (refusing().await, serving().await);
+    let (refusing, other) = (Scripted::refusing().await, Scripted::serving().await);
     let channel = over([refusing.address(), other.address()]);
     ready(&channel, &[&other]).await;
     let response = call(&channel, PinnedEndpoint(refusing.address())).await.unwrap();
@@ -115,7 +95,7 @@ async fn a_pinned_call_that_was_refused_is_sent_to_the_same_endpoint_again() {
 
 #[tokio::test]
 async fn a_call_pinned_to_an_endpoint_that_is_not_ready_says_where_that_stands() {
-    let (deaf, other) = (Peer::deaf(), serving().await);
+    let (deaf, other) = (Peer::deaf(), Scripted::serving().await);
     let channel = builder([deaf.address(), other.address()]).build().unwrap();
     ready(&channel, &[&other]).await;
     let message = unavailable(&channel, PinnedEndpoint(deaf.address())).await;
@@ -127,7 +107,7 @@ async fn a_call_pinned_to_an_endpoint_that_is_not_ready_says_where_that_stands()
 
 #[tokio::test]
 async fn a_call_pinned_to_an_address_that_is_no_endpoint_says_so() {
-    let server = serving().await;
+    let server = Scripted::serving().await;
     let channel = builder([server.address()]).build().unwrap();
     let message = unavailable(&channel, PinnedEndpoint("127.0.0.1:1".parse().unwrap())).await;
     assert!(message.contains("pinned to 127.0.0.1:1, which is no endpoint of this channel"), "{message}");
@@ -135,7 +115,7 @@ async fn a_call_pinned_to_an_address_that_is_no_endpoint_says_so() {
 
 #[tokio::test]
 async fn a_call_pinned_and_excluded_at_once_says_so() {
-    let server = serving().await;
+    let server = Scripted::serving().await;
     let channel = builder([server.address()]).build().unwrap();
     let mut request = Request::new(Chunk::default());
     request.extensions_mut().insert(PinnedEndpoint(server.address()));
@@ -147,7 +127,7 @@ async fn a_call_pinned_and_excluded_at_once_says_so() {
 
 #[tokio::test]
 async fn a_call_waits_for_the_endpoint_that_it_is_pinned_to() {
-    let (first, later) = (serving().await, serving().await);
+    let (first, later) = (Scripted::serving().await, Scripted::serving().await);
     let (channel, _log, changes) = changing(|builder| builder);
     changes.insert(first.address());
     ready(&channel, &[&first]).await;
@@ -164,7 +144,7 @@ async fn a_call_waits_for_the_endpoint_that_it_is_pinned_to() {
 
 #[tokio::test]
 async fn a_call_never_goes_to_the_endpoint_that_it_excludes() {
-    let (one, other) = (serving().await, serving().await);
+    let (one, other) = (Scripted::serving().await, Scripted::serving().await);
     let channel = builder([one.address(), other.address()]).build().unwrap();
     ready(&channel, &[&one, &other]).await;
     for _ in 0..20 {
@@ -175,7 +155,7 @@ async fn a_call_never_goes_to_the_endpoint_that_it_excludes() {
 
 #[tokio::test]
 async fn a_call_that_excludes_the_only_endpoint_waits_and_says_so() {
-    let server = serving().await;
+    let server = Scripted::serving().await;
     let channel = builder([server.address()]).build().unwrap();
     ready(&channel, &[&server]).await;
     let message = unavailable(&channel, ExcludedEndpoint(server.address())).await;
@@ -192,7 +172,7 @@ async fn a_call_that_excludes_the_only_endpoint_waits_and_says_so() {
 
 #[tokio::test]
 async fn two_endpoints_with_one_address_are_both_excluded() {
-    let (one, other) = (serving().await, serving().await);
+    let (one, other) = (Scripted::serving().await, Scripted::serving().await);
     let (channel, _log, changes) = changing(|builder| builder);
     for (key, server) in [("a:1", &one), ("b:1", &one), ("c:1", &other)] {
         changes.insert_as(&key.parse().unwrap(), server.address());
@@ -206,7 +186,7 @@ async fn two_endpoints_with_one_address_are_both_excluded() {
 
 #[tokio::test]
 async fn a_refused_call_is_not_sent_to_the_endpoint_that_it_excludes() {
-    let (refusing, excluded) = (refusing().await, serving().await);
+    let (refusing, excluded) = (Scripted::refusing().await, Scripted::serving().await);
     let channel = over([refusing.address(), excluded.address()]);
     ready(&channel, &[&excluded]).await;
     let response = call(&channel, ExcludedEndpoint(excluded.address())).await.unwrap();
@@ -263,7 +243,7 @@ impl Policy for ByKey {
 
 #[tokio::test]
 async fn policies_see_the_key_and_the_headers_of_a_call_each_time_it_is_picked_for() {
-    let (refusing, other) = (refusing().await, serving().await);
+    let (refusing, other) = (Scripted::refusing().await, Scripted::serving().await);
     let seen = Seen::default();
     let channel = builder([refusing.address(), other.address()]).policy(ByKey(seen.clone())).build().unwrap();
     until_ready(&channel, 2).await;
@@ -284,7 +264,7 @@ async fn policies_see_the_key_and_the_headers_of_a_call_each_time_it_is_picked_f
 
 #[tokio::test]
 async fn a_key_goes_to_the_same_endpoint_by_extension_and_by_header_and_in_every_client() {
-    let servers = [serving().await, serving().await, serving().await];
+    let servers = [Scripted::serving().await, Scripted::serving().await, Scripted::serving().await];
     let mut addresses: Vec<_> = servers.iter().map(Scripted::address).collect();
     let policy = || RingHash::new().header("x-user");
     let one = builder(addresses.clone()).policy(policy()).build().unwrap();

@@ -174,17 +174,9 @@ fn client(addresses: impl IntoIterator<Item = callsign::Address>) -> EchoClient<
     EchoClient::new(Channel::builder(discover::fixed(addresses)).name(SERVICE).build().expect("valid"))
 }
 
-async fn serving() -> Scripted {
-    Scripted::start(|_, peer| async move {
-        peer.settings(None).await;
-        peer.serve().await;
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_call_has_one_span_that_says_what_was_called_where_and_how_it_ended() {
-    let server = serving().await;
+    let server = Scripted::serving().await;
     let spans = Spans::record(Level::DEBUG);
     client([server.address()]).unary(Chunk::default()).await.unwrap();
     let span = spans.one();
@@ -195,7 +187,7 @@ async fn a_call_has_one_span_that_says_what_was_called_where_and_how_it_ended() 
 #[tokio::test]
 async fn a_call_that_is_sent_again_has_one_span_with_both_endpoints_and_the_reason_in_it() {
     let refusing = Scripted::refusing().await;
-    let other = serving().await;
+    let other = Scripted::serving().await;
     let mut client = client([refusing.address(), other.address()]);
     let mut pinned = Request::new(Chunk::default());
     pinned.extensions_mut().insert(PinnedEndpoint(other.address()));
@@ -249,7 +241,7 @@ async fn a_call_that_no_endpoint_takes_or_nobody_waits_for_says_so_in_its_span()
 
 #[tokio::test]
 async fn a_calls_span_is_a_child_of_the_one_that_it_was_made_in_wherever_it_is_polled() {
-    let server = serving().await;
+    let server = Scripted::serving().await;
     let mut channel = over([server.address()]);
     let spans = Spans::record(Level::DEBUG);
     let making = tracing::info_span!(target: "callsign::test", "making");
@@ -263,7 +255,7 @@ async fn a_calls_span_is_a_child_of_the_one_that_it_was_made_in_wherever_it_is_p
 
 #[tokio::test]
 async fn a_call_has_no_span_where_nobody_asks_for_debug() {
-    let server = serving().await;
+    let server = Scripted::serving().await;
     let spans = Spans::record(Level::INFO);
     EchoClient::new(over([server.address()])).unary(Chunk::default()).await.unwrap();
     assert!(spans.seen().is_empty(), "{:?}", spans.seen());
